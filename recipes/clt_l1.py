@@ -1,0 +1,66 @@
+"""Cross-layer transcoder with an L1 penalty: reads one MLP's input, writes that MLP's and later ones' outputs.
+
+Sources: Lindsey et al., "Sparse Crosscoders", Anthropic, October 2024 (the penalty); Ameisen et al., "Circuit Tracing",
+Anthropic, March 2025 (cross-layer transcoders); Gemma Scope 2, 2025 (the linear skip, own layer only).
+
+    python recipes/clt_l1.py --skip
+"""
+
+import torch
+
+from crosscode import SparseCoder, Trainer, Weighted
+from crosscode.activations import ReLU
+from crosscode.initialization import CLTUniform, DecoderBias, NormalizeActivations
+from crosscode.losses import SummedSquaredError
+from crosscode.models import DenseDecoder, DenseEncoder, LinearSkip
+from crosscode.penalties import L1OfNorms
+from crosscode.run import MLP_INPUTS, MLP_OUTPUTS, RunOptions, main
+from crosscode.schedulers import LinearRamp, WarmupStableDecay
+
+
+def clt_l1(
+    run: RunOptions = RunOptions(reads=MLP_INPUTS[1:2], writes=MLP_OUTPUTS[1:]),
+    n_latents: int = 1024,
+    l1: float = 0.5,
+    l1_ramp: float = 0.05,
+    skip: bool = False,
+    lr: float = 1e-3,
+    lr_decay: float = 0.2,
+    num_steps: int = 1500,
+) -> Trainer:
+    """Cross-layer transcoder with an L1 penalty (Sparse Crosscoders, 2024; Circuit Tracing, 2025).
+
+    Args:
+        run: the model, one hookpoint read and those written (the first is the read layer's own), and output.
+        n_latents: how many latents.
+        l1: weight of the penalty, in units of squared scaled activations.
+        l1_ramp: part of the run over which the weight rises from 0.
+        skip: learn a linear map from the input to the same layer's output beside the latents.
+        lr: Adam's learning rate.
+        lr_decay: part of the run, at its end, over which the learning rate falls to 0.
+        num_steps: optimizer steps.
+    """
+    data = run.dataloader()
+    own_layer = [(0, 0)]
+    coder = SparseCoder(
+        encoder=DenseEncoder(data.in_dims, data.d_in, n_latents, widths_Xi=data.widths_Xi),
+        activation=ReLU(),
+        decoder=DenseDecoder(n_latents, data.out_dims, data.d_out, widths_Xo=data.widths_Xo),
+        skip=LinearSkip(data.in_dims, data.d_in, data.out_dims, data.d_out, own_layer) if skip else None,
+    ).to(run.device)
+    return Trainer(
+        model=coder,
+        data=data,
+        init=[NormalizeActivations(), CLTUniform(seed=run.seed), DecoderBias("mean")],
+        loss=SummedSquaredError(),
+        penalties={"l1": Weighted(L1OfNorms(norm="l1_of_l2"), LinearRamp(l1, round(l1_ramp * num_steps)))},
+        optimizer=torch.optim.Adam(coder.parameters()),
+        lr=WarmupStableDecay(lr, num_steps, decay_steps=round(lr_decay * num_steps)),
+        num_steps=num_steps,
+        accumulate=run.accumulate,
+        precision=run.precision,
+    )
+
+
+if __name__ == "__main__":
+    main(clt_l1)

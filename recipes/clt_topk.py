@@ -1,0 +1,75 @@
+"""TopK-style cross-layer transcoder: reads one MLP's input, writes that MLP's and later ones' outputs.
+
+Sources: Gao et al. 2024, Bussmann et al. 2024 (TopK, AuxK, BatchTopK); Ameisen et al., "Circuit Tracing", Anthropic,
+March 2025 (cross-layer transcoders); Gemma Scope 2, 2025 (the linear skip, own layer only).
+
+    python recipes/clt_topk.py --style topk --skip
+"""
+
+from typing import Literal
+
+import torch
+
+from crosscode import SparseCoder, Trainer, Weighted
+from crosscode.activations import BatchTopK, GroupMax, TopK
+from crosscode.initialization import CLTUniform, DecoderBias, NormalizeActivations
+from crosscode.losses import SummedSquaredError
+from crosscode.models import DenseDecoder, DenseEncoder, LinearSkip
+from crosscode.penalties import AuxK
+from crosscode.run import MLP_INPUTS, MLP_OUTPUTS, RunOptions, main
+from crosscode.schedulers import WarmupStableDecay
+
+STYLES = {"topk": TopK, "batch_topk": BatchTopK, "groupmax": GroupMax}
+
+
+def clt_topk(
+    run: RunOptions = RunOptions(reads=MLP_INPUTS[1:2], writes=MLP_OUTPUTS[1:]),
+    style: Literal["topk", "batch_topk", "groupmax"] = "batch_topk",
+    n_latents: int = 1024,
+    k: int = 24,
+    skip: bool = False,
+    aux_k: float = 1 / 32,
+    dead_after: float = 0.1,
+    lr: float = 1e-3,
+    lr_decay: float = 0.2,
+    num_steps: int = 1500,
+) -> Trainer:
+    """TopK-style cross-layer transcoder (Gao et al. 2024; Bussmann et al. 2024; Circuit Tracing, 2025).
+
+    Args:
+        run: the model, one hookpoint read and those written (the first is the read layer's own), and output.
+        style: k latents per token, k on average over a batch, or the largest of each of k groups.
+        n_latents: how many latents.
+        k: latents per token.
+        skip: learn a linear map from the input to the same layer's output beside the latents.
+        aux_k: weight of the auxiliary loss on dead latents (Gao et al. 2024: 1/32).
+        dead_after: silence, as a part of the run's tokens, that makes a latent dead; at most 10M tokens.
+        lr: Adam's learning rate.
+        lr_decay: part of the run, at its end, over which the learning rate falls to 0.
+        num_steps: optimizer steps.
+    """
+    data = run.dataloader()
+    dead_after_tokens = run.dead_after_tokens(num_steps, dead_after)
+    own_layer = [(0, 0)]
+    coder = SparseCoder(
+        encoder=DenseEncoder(data.in_dims, data.d_in, n_latents, widths_Xi=data.widths_Xi),
+        activation=STYLES[style](k),
+        decoder=DenseDecoder(n_latents, data.out_dims, data.d_out, widths_Xo=data.widths_Xo),
+        skip=LinearSkip(data.in_dims, data.d_in, data.out_dims, data.d_out, own_layer) if skip else None,
+    ).to(run.device)
+    return Trainer(
+        model=coder,
+        data=data,
+        init=[NormalizeActivations(), CLTUniform(seed=run.seed), DecoderBias("mean")],
+        loss=SummedSquaredError(),
+        penalties={"aux_k": Weighted(AuxK(k=data.d_out // 2, dead_after_tokens=dead_after_tokens), aux_k)},
+        optimizer=torch.optim.Adam(coder.parameters()),
+        lr=WarmupStableDecay(lr, num_steps, decay_steps=round(lr_decay * num_steps)),
+        num_steps=num_steps,
+        accumulate=run.accumulate,
+        precision=run.precision,
+    )
+
+
+if __name__ == "__main__":
+    main(clt_topk)

@@ -1,0 +1,93 @@
+"""Compound cross-layer transcoder: every layer's latents read that MLP's input and write its and all later outputs.
+
+Source: Ameisen et al., "Circuit Tracing", Anthropic, March 2025 (architecture; JumpReLU with tanh sparsity). Penalties and
+scores weigh a latent by the norm of its concatenated decoder, as there. With `--activation batch_topk` each layer
+keeps k latents per token on average, with a threshold of its own.
+
+    python recipes/compound_clt.py --activation jumprelu
+"""
+
+from typing import Literal
+
+import torch
+
+from crosscode import SparseCoder, Trainer, Weighted
+from crosscode.activations import BatchTopK, JumpReLU, PerSite
+from crosscode.initialization import CLTUniform, DecoderBias, NormalizeActivations
+from crosscode.losses import SummedSquaredError
+from crosscode.models import CausalDecoder, LinearSkip, PerSiteEncoder
+from crosscode.penalties import AuxK, PreActivation, TanhSparsity
+from crosscode.run import MLP_INPUTS, MLP_OUTPUTS, RunOptions, main
+from crosscode.schedulers import LinearRamp, WarmupStableDecay
+
+
+def compound_clt(
+    run: RunOptions = RunOptions(reads=MLP_INPUTS, writes=MLP_OUTPUTS),
+    activation: Literal["jumprelu", "batch_topk"] = "jumprelu",
+    n_latents_per_layer: int = 512,
+    sparsity: float = 1.0,
+    c: float = 4.0,
+    pre_act: float = 3e-6,
+    threshold: float = 0.03,
+    bandwidth: float = 1.0,
+    k_per_layer: int = 12,
+    aux_k: float = 1 / 32,
+    skip: bool = False,
+    lr: float = 1e-3,
+    lr_decay: float = 0.2,
+    num_steps: int = 1000,
+) -> Trainer:
+    """Compound cross-layer transcoder (Circuit Tracing, Anthropic, March 2025).
+
+    Args:
+        run: the model, the MLP inputs read and the MLP outputs written, layer by layer, and output.
+        activation: JumpReLU with tanh sparsity as in the paper, or BatchTopK with AuxK, one per layer.
+        n_latents_per_layer: latents of each layer.
+        sparsity: JumpReLU: weight of the tanh penalty at the end of its ramp over the whole run (ports: 1 to 5).
+        c: JumpReLU: steepness of the tanh (the paper's hyper-parameter; ports: 4).
+        pre_act: JumpReLU: weight of the pre-activation loss (ports: 3e-6 to 3e-5).
+        threshold: JumpReLU: initial threshold (ports: 0.03).
+        bandwidth: JumpReLU: width of the straight-through window (ports: 1).
+        k_per_layer: BatchTopK: latents per token of each layer.
+        aux_k: BatchTopK: weight of the auxiliary loss on dead latents.
+        skip: learn a linear map from each layer's input to the same layer's output.
+        lr: Adam's learning rate.
+        lr_decay: part of the run, at its end, over which the learning rate falls to 0 (ports: 0.2).
+        num_steps: optimizer steps.
+    """
+    data = run.dataloader(one_site=False)
+    (n_layers,) = data.in_dims
+    jumprelus = [JumpReLU(n_latents_per_layer, threshold, bandwidth, ste_to_input=True) for _ in range(n_layers)]
+    batch_topks = [BatchTopK(k_per_layer, norm="l2") for _ in range(n_layers)]
+    own_layer = [(i, i) for i in range(n_layers)]
+    coder = SparseCoder(
+        encoder=PerSiteEncoder(data.in_dims, data.d_in, n_latents_per_layer, widths_Xi=data.widths_Xi),
+        activation=PerSite(jumprelus if activation == "jumprelu" else batch_topks),
+        decoder=CausalDecoder(n_latents_per_layer, data.out_dims, data.d_out, widths_Xo=data.widths_Xo),
+        skip=LinearSkip(data.in_dims, data.d_in, data.out_dims, data.d_out, own_layer) if skip else None,
+    ).to(run.device)
+    penalties = {
+        "jumprelu": lambda: {
+            "tanh": Weighted(TanhSparsity(c, norm="l2"), LinearRamp(sparsity, num_steps)),
+            "pre_act": Weighted(PreActivation(coder.activation, norm="l2"), pre_act),
+        },
+        "batch_topk": lambda: {
+            "aux_k": Weighted(AuxK(data.d_out // 2, run.dead_after_tokens(num_steps), norm="l2"), aux_k),
+        },
+    }[activation]()
+    return Trainer(
+        model=coder,
+        data=data,
+        init=[NormalizeActivations(), CLTUniform(n_latents_per_layer, seed=run.seed), DecoderBias("mean")],
+        loss=SummedSquaredError(),
+        penalties=penalties,
+        optimizer=torch.optim.Adam(coder.parameters()),
+        lr=WarmupStableDecay(lr, num_steps, decay_steps=round(lr_decay * num_steps)),
+        num_steps=num_steps,
+        accumulate=run.accumulate,
+        precision=run.precision,
+    )
+
+
+if __name__ == "__main__":
+    main(compound_clt)

@@ -1,0 +1,82 @@
+"""Model diffing with designated shared latents, JumpReLU: the February 2025 update on January 2025 machinery.
+
+Sources: "Insights on Crosscoder Model Diffing", Anthropic, February 2025 (shared latents at a reduced price);
+"Circuits Updates, January 2025" (JumpReLU, tanh sparsity, pre-activation loss, calibrated start).
+
+    python recipes/feb_diffing_jumprelu.py
+    python recipes/feb_diffing_jumprelu.py --models google/gemma-2-2b google/gemma-2-2b-it \
+        --hookpoints blocks.13.hook_resid_post --dataset HuggingFaceFW/fineweb --n-latents 16384 --device cuda
+"""
+
+import torch
+
+from crosscode import SparseCoder, Trainer, Weighted
+from crosscode.activations import JumpReLU
+from crosscode.initialization import JanUpdate, NormalizeActivations
+from crosscode.losses import SummedSquaredError
+from crosscode.models import DenseEncoder, SharedDecoder
+from crosscode.penalties import PreActivation, TanhSparsity
+from crosscode.run import RunOptions, main
+from crosscode.schedulers import LinearRamp, WarmupStableDecay
+
+
+def feb_diffing_jumprelu(
+    run: RunOptions = RunOptions(models=("embedded:base", "embedded:tuned")),
+    n_latents: int = 1024,
+    n_shared: int = 256,
+    sparsity: float = 1.0,
+    shared_ratio: float = 0.15,
+    c: float = 4.0,
+    pre_act: float = 3e-6,
+    bandwidth: float = 2.0,
+    threshold: float = 1.105,
+    firing_rate: float = 0.3,
+    lr: float = 1e-3,
+    lr_decay: float = 0.2,
+    num_steps: int = 1500,
+) -> Trainer:
+    """Model diffing with shared latents and JumpReLU (February and January 2025 updates, Anthropic).
+
+    Args:
+        run: models, data and output; the first two models are compared.
+        n_latents: how many latents.
+        n_shared: how many of them are shared (the update: "a small set").
+        sparsity: weight of the tanh penalty on exclusive latents at the end of its ramp over the whole run.
+        shared_ratio: weight on shared latents relative to that on exclusive ones (the update: 0.1 to 0.2).
+        c: steepness of the tanh (ports of the January update: 4).
+        pre_act: weight of the pre-activation loss (ports: 3e-6).
+        bandwidth: width of the straight-through window, in units of pre-activations (ports: 2).
+        threshold: initial threshold (ports: e^0.1 = 1.105, or 0.1).
+        firing_rate: share of tokens each latent fires on at the start (the update: 10000 / n_latents).
+        lr: Adam's learning rate (ports: 2e-4).
+        lr_decay: part of the run, at its end, over which the learning rate falls to 0.
+        num_steps: optimizer steps.
+    """
+    data = run.dataloader()
+    jumprelu = JumpReLU(n_latents, threshold=threshold, bandwidth=bandwidth)
+    coder = SparseCoder(
+        encoder=DenseEncoder(data.in_dims, data.d_in, n_latents, widths_Xi=data.widths_Xi),
+        activation=jumprelu,
+        decoder=SharedDecoder(n_latents, n_shared, data.out_dims, data.d_out, widths_Xo=data.widths_Xo),
+    ).to(run.device)
+    shared, exclusive = slice(0, n_shared), slice(n_shared, None)
+    return Trainer(
+        model=coder,
+        data=data,
+        init=[NormalizeActivations(), JanUpdate(jumprelu, firing_rate=firing_rate, seed=run.seed)],
+        loss=SummedSquaredError(),
+        penalties={  # the exclusive latents pay several times more to fire than the shared
+            "shared": Weighted(TanhSparsity(c, "single_model", shared), LinearRamp(shared_ratio * sparsity, num_steps)),
+            "exclusive": Weighted(TanhSparsity(c, "l1_of_l2", exclusive), LinearRamp(sparsity, num_steps)),
+            "pre_act": Weighted(PreActivation(jumprelu), pre_act),
+        },
+        optimizer=torch.optim.Adam(coder.parameters()),
+        lr=WarmupStableDecay(lr, num_steps, decay_steps=round(lr_decay * num_steps)),
+        num_steps=num_steps,
+        accumulate=run.accumulate,
+        precision=run.precision,
+    )
+
+
+if __name__ == "__main__":
+    main(feb_diffing_jumprelu)

@@ -1,0 +1,73 @@
+"""Model diffing with designated shared latents, L1 penalty: the form in the February 2025 text.
+
+Source: "Insights on Crosscoder Model Diffing", Anthropic, February 2025. A small set of latents writes the same vector to
+both models and pays less to fire; it absorbs what the models share, so that the rest can be exclusive and monosemantic.
+
+    python recipes/feb_diffing_l1.py
+"""
+
+import torch
+
+from crosscode import SparseCoder, Trainer, Weighted
+from crosscode.activations import ReLU
+from crosscode.initialization import AnthropicTranspose, NormalizeActivations
+from crosscode.losses import SummedSquaredError
+from crosscode.models import DenseEncoder, SharedDecoder
+from crosscode.penalties import L1OfNorms
+from crosscode.run import RunOptions, main
+from crosscode.schedulers import LinearRamp, WarmupStableDecay
+
+
+def feb_diffing_l1(
+    run: RunOptions = RunOptions(models=("embedded:base", "embedded:tuned")),
+    n_latents: int = 1024,
+    n_shared: int = 256,
+    l1: float = 0.5,
+    shared_ratio: float = 0.15,
+    l1_ramp: float = 0.05,
+    decoder_norm: float = 0.1,
+    lr: float = 1e-3,
+    lr_decay: float = 0.2,
+    num_steps: int = 1500,
+) -> Trainer:
+    """Model diffing with shared latents and an L1 penalty (February 2025 update, Anthropic).
+
+    Args:
+        run: models, data and output; the first two models are compared.
+        n_latents: how many latents.
+        n_shared: how many of them are shared (the update: "a small set").
+        l1: weight of the penalty on exclusive latents.
+        shared_ratio: weight on shared latents relative to that on exclusive ones (the update: 0.1 to 0.2).
+        l1_ramp: part of the run over which both weights rise from 0.
+        decoder_norm: norm of each latent's decoder at each site at the start.
+        lr: Adam's learning rate.
+        lr_decay: part of the run, at its end, over which the learning rate falls to 0.
+        num_steps: optimizer steps.
+    """
+    data = run.dataloader()
+    coder = SparseCoder(
+        encoder=DenseEncoder(data.in_dims, data.d_in, n_latents, widths_Xi=data.widths_Xi),
+        activation=ReLU(),
+        decoder=SharedDecoder(n_latents, n_shared, data.out_dims, data.d_out, widths_Xo=data.widths_Xo),
+    ).to(run.device)
+    shared, exclusive = slice(0, n_shared), slice(n_shared, None)
+    ramp = round(l1_ramp * num_steps)
+    return Trainer(
+        model=coder,
+        data=data,
+        init=[NormalizeActivations(), AnthropicTranspose(norm=decoder_norm, seed=run.seed)],
+        loss=SummedSquaredError(),
+        penalties={
+            "shared": Weighted(L1OfNorms("single_model", shared), LinearRamp(shared_ratio * l1, ramp)),
+            "exclusive": Weighted(L1OfNorms("l1_of_l2", exclusive), LinearRamp(l1, ramp)),
+        },
+        optimizer=torch.optim.Adam(coder.parameters()),
+        lr=WarmupStableDecay(lr, num_steps, decay_steps=round(lr_decay * num_steps)),
+        num_steps=num_steps,
+        accumulate=run.accumulate,
+        precision=run.precision,
+    )
+
+
+if __name__ == "__main__":
+    main(feb_diffing_l1)

@@ -1,0 +1,88 @@
+"""Model diffing with designated shared latents, TopK-style: shared and exclusive latents have budgets of their own.
+
+Source: "Insights on Crosscoder Model Diffing", Anthropic, February 2025, whose reduced penalty on shared latents has no
+counterpart where no penalty is paid; separate budgets (`--pricing budgets`), a reduced price in a joint selection
+(`--pricing price`), or tying alone (`--pricing none`, for ablations) take its place.
+
+    python recipes/feb_diffing_topk.py --style batch_topk
+"""
+
+from typing import Literal
+
+import torch
+
+from crosscode import SparseCoder, Trainer, Weighted
+from crosscode.activations import BatchTopK, GroupMax, Priced, SeparateBudgets, TopK
+from crosscode.initialization import AnthropicTranspose, NormalizeActivations
+from crosscode.losses import SummedSquaredError
+from crosscode.models import DenseEncoder, SharedDecoder
+from crosscode.penalties import AuxK
+from crosscode.run import RunOptions, main
+from crosscode.schedulers import WarmupStableDecay
+
+STYLES = {"topk": TopK, "batch_topk": BatchTopK, "groupmax": GroupMax}
+
+
+def feb_diffing_topk(
+    run: RunOptions = RunOptions(models=("embedded:base", "embedded:tuned")),
+    style: Literal["topk", "batch_topk", "groupmax"] = "batch_topk",
+    pricing: Literal["budgets", "price", "none"] = "budgets",
+    n_latents: int = 1024,
+    n_shared: int = 256,
+    k_shared: int = 16,
+    k_exclusive: int = 8,
+    price: float = 0.15,
+    aux_k: float = 1 / 32,
+    dead_after: float = 0.1,
+    decoder_norm: float = 1.0,
+    lr: float = 1e-3,
+    lr_decay: float = 0.2,
+    num_steps: int = 1500,
+) -> Trainer:
+    """Model diffing with shared latents and TopK-style activations (after the February 2025 update, Anthropic).
+
+    Args:
+        run: models, data and output; the first two models are compared.
+        style: k latents per token, k on average over a batch, or the largest of each of k groups.
+        pricing: how shared latents are favoured: a budget of their own, a reduced price, or not at all.
+        n_latents: how many latents.
+        n_shared: how many of them are shared.
+        k_shared: shared latents per token.
+        k_exclusive: exclusive latents per token.
+        price: with `--pricing price`, what a shared latent's score is divided by.
+        aux_k: weight of the auxiliary loss on dead latents (Gao et al. 2024: 1/32).
+        dead_after: silence, as a part of the run's tokens, that makes a latent dead; at most 10M tokens.
+        decoder_norm: norm of each latent's decoder at each site at the start.
+        lr: Adam's learning rate.
+        lr_decay: part of the run, at its end, over which the learning rate falls to 0.
+        num_steps: optimizer steps.
+    """
+    data = run.dataloader()
+    dead_after_tokens = run.dead_after_tokens(num_steps, dead_after)
+    topk, k = STYLES[style], k_shared + k_exclusive
+    activation = {
+        "budgets": lambda: SeparateBudgets(topk(k_shared), topk(k_exclusive), n_shared),
+        "price": lambda: Priced(topk(k), n_shared, price),
+        "none": lambda: topk(k),
+    }[pricing]()
+    coder = SparseCoder(
+        encoder=DenseEncoder(data.in_dims, data.d_in, n_latents, widths_Xi=data.widths_Xi),
+        activation=activation,
+        decoder=SharedDecoder(n_latents, n_shared, data.out_dims, data.d_out, widths_Xo=data.widths_Xo),
+    ).to(run.device)
+    return Trainer(
+        model=coder,
+        data=data,
+        init=[NormalizeActivations(), AnthropicTranspose(norm=decoder_norm, seed=run.seed)],
+        loss=SummedSquaredError(),
+        penalties={"aux_k": Weighted(AuxK(k=data.d_out // 2, dead_after_tokens=dead_after_tokens), aux_k)},
+        optimizer=torch.optim.Adam(coder.parameters()),
+        lr=WarmupStableDecay(lr, num_steps, decay_steps=round(lr_decay * num_steps)),
+        num_steps=num_steps,
+        accumulate=run.accumulate,
+        precision=run.precision,
+    )
+
+
+if __name__ == "__main__":
+    main(feb_diffing_topk)

@@ -1,0 +1,77 @@
+"""JumpReLU crosscoder of the January 2025 update: tanh sparsity, pre-activation loss, calibrated start.
+
+Source: "Circuits Updates, January 2025", Anthropic (dictionary learning optimization techniques). Of the update's own
+values, bandwidth 2, c = 4 and the pre-activation weight 3e-6 are kept; its sparsity weight of about 10 collapses small
+coders, and the default here comes from a sweep on the default data.
+
+    python recipes/jan_update_jumprelu.py
+"""
+
+import torch
+
+from crosscode import SparseCoder, Trainer, Weighted
+from crosscode.activations import JumpReLU
+from crosscode.initialization import JanUpdate, NormalizeActivations
+from crosscode.losses import SummedSquaredError
+from crosscode.models import DenseDecoder, DenseEncoder
+from crosscode.penalties import PreActivation, TanhSparsity
+from crosscode.run import RunOptions, main
+from crosscode.schedulers import LinearRamp, WarmupStableDecay
+
+
+def jan_update_jumprelu(
+    run: RunOptions = RunOptions(hookpoints=tuple(f"blocks.{i}.hook_resid_post" for i in (1, 2, 3))),
+    n_latents: int = 1024,
+    sparsity: float = 1.0,
+    c: float = 4.0,
+    pre_act: float = 3e-6,
+    bandwidth: float = 2.0,
+    threshold: float = 1.105,
+    ste_to_input: bool = True,
+    firing_rate: float = 0.3,
+    lr: float = 1e-3,
+    lr_decay: float = 0.2,
+    num_steps: int = 1500,
+) -> Trainer:
+    """JumpReLU crosscoder with tanh sparsity and pre-activation loss (January 2025 update, Anthropic).
+
+    Args:
+        run: models, data and output.
+        n_latents: how many latents.
+        sparsity: weight of the tanh penalty at the end of its ramp over the whole run (the update: about 10).
+        c: steepness of the tanh (ports of the update: 4).
+        pre_act: weight of the pre-activation loss (ports: 3e-6).
+        bandwidth: width of the straight-through window, in units of pre-activations (ports: 2).
+        threshold: initial threshold (ports: e^0.1 = 1.105, or 0.1).
+        ste_to_input: let the straight-through estimator reach all parameters, not thresholds alone (the update: yes).
+        firing_rate: share of tokens each latent fires on at the start (the update: 10000 / n_latents).
+        lr: Adam's learning rate (ports: 2e-4).
+        lr_decay: part of the run, at its end, over which the learning rate falls to 0 (ports: 0.2).
+        num_steps: optimizer steps.
+    """
+    data = run.dataloader()
+    jumprelu = JumpReLU(n_latents, threshold=threshold, bandwidth=bandwidth, ste_to_input=ste_to_input)
+    coder = SparseCoder(
+        encoder=DenseEncoder(data.in_dims, data.d_in, n_latents, widths_Xi=data.widths_Xi),
+        activation=jumprelu,
+        decoder=DenseDecoder(n_latents, data.out_dims, data.d_out, widths_Xo=data.widths_Xo),
+    ).to(run.device)
+    return Trainer(
+        model=coder,
+        data=data,
+        init=[NormalizeActivations(), JanUpdate(jumprelu, firing_rate=firing_rate, seed=run.seed)],
+        loss=SummedSquaredError(),
+        penalties={
+            "tanh": Weighted(TanhSparsity(c=c), LinearRamp(sparsity, num_steps)),
+            "pre_act": Weighted(PreActivation(jumprelu), pre_act),
+        },
+        optimizer=torch.optim.Adam(coder.parameters()),
+        lr=WarmupStableDecay(lr, num_steps, decay_steps=round(lr_decay * num_steps)),
+        num_steps=num_steps,
+        accumulate=run.accumulate,
+        precision=run.precision,
+    )
+
+
+if __name__ == "__main__":
+    main(jan_update_jumprelu)

@@ -1,0 +1,64 @@
+"""TopK sparse autoencoder with unit-norm decoders, on one model's one hookpoint.
+
+Source: Gao et al., "Scaling and evaluating sparse autoencoders", OpenAI, 2024.
+
+    python recipes/sae_topk.py --models smollm2 --hookpoints blocks.14.hook_resid_post --num-steps 200
+"""
+
+import torch
+
+from crosscode import Trainer, Weighted
+from crosscode.activations import TopK
+from crosscode.initialization import AnthropicTranspose, DecoderBias, NormalizeActivations
+from crosscode.losses import SummedSquaredError
+from crosscode.models import sae
+from crosscode.penalties import AuxK
+from crosscode.run import RunOptions, main
+from crosscode.schedulers import WarmupStableDecay
+from crosscode.training import ClipNorm, RemoveParallelGradient, UnitNormDecoder
+
+
+def sae_topk(
+    run: RunOptions = RunOptions(models=("embedded:tuned",)),
+    n_latents: int = 1024,
+    k: int = 16,
+    aux_k: float = 1 / 32,
+    dead_after: float = 0.1,
+    lr: float = 1e-3,
+    lr_decay: float = 0.2,
+    num_steps: int = 1500,
+) -> Trainer:
+    """TopK sparse autoencoder (Gao et al. 2024).
+
+    Args:
+        run: one model, one hookpoint, data and output.
+        n_latents: how many latents.
+        k: latents per token (Gao et al.: 32).
+        aux_k: weight of the auxiliary loss on dead latents (Gao et al.: 1/32).
+        dead_after: silence, as a part of the run's tokens, that makes a latent dead; at most 10M tokens (Gao et al.).
+        lr: Adam's learning rate.
+        lr_decay: part of the run, at its end, over which the learning rate falls to 0 (Gao et al.: none).
+        num_steps: optimizer steps.
+    """
+    data = run.dataloader()
+    dead_after_tokens = run.dead_after_tokens(num_steps, dead_after)
+    coder = sae(data.d_in, n_latents, TopK(k, weighted=False)).to(run.device)
+    aux = AuxK(k=data.d_out // 2, dead_after_tokens=dead_after_tokens, norm="none")
+    return Trainer(
+        model=coder,
+        data=data,
+        init=[NormalizeActivations(), AnthropicTranspose(norm=1.0, seed=run.seed), DecoderBias("geometric_median")],
+        loss=SummedSquaredError(),
+        penalties={"aux_k": Weighted(aux, aux_k)},
+        optimizer=torch.optim.Adam(coder.parameters(), eps=6.25e-10),
+        lr=WarmupStableDecay(lr, num_steps, decay_steps=round(lr_decay * num_steps)),
+        num_steps=num_steps,
+        accumulate=run.accumulate,
+        precision=run.precision,
+        gradients=[RemoveParallelGradient(), ClipNorm(1.0)],
+        constraints=[UnitNormDecoder()],
+    )
+
+
+if __name__ == "__main__":
+    main(sae_topk)

@@ -1,0 +1,64 @@
+"""Skip transcoder: an MLP's input to its output through sparse latents and a linear skip.
+
+Source: Paulo, Shabalin and Belrose, "Transcoders Beat Sparse Autoencoders for Interpretability", 2025, and their code:
+decoder and skip start at zero, the decoder bias at the mean output, so latents rank by activation alone.
+
+    python recipes/skip_transcoder.py
+"""
+
+import torch
+
+from crosscode import Trainer, Weighted
+from crosscode.activations import TopK
+from crosscode.initialization import NormalizeActivations, ZeroDecoderSkip
+from crosscode.losses import SummedSquaredError
+from crosscode.models import transcoder
+from crosscode.penalties import AuxK
+from crosscode.run import MLP_INPUTS, MLP_OUTPUTS, RunOptions, main
+from crosscode.schedulers import WarmupStableDecay
+
+
+def skip_transcoder(
+    run: RunOptions = RunOptions(reads=MLP_INPUTS[2:3], writes=MLP_OUTPUTS[2:3]),
+    n_latents: int = 1024,
+    k: int = 16,
+    skip: bool = True,
+    aux_k: float = 1 / 32,
+    dead_after: float = 0.1,
+    lr: float = 1e-3,
+    lr_decay: float = 0.2,
+    num_steps: int = 1500,
+) -> Trainer:
+    """Skip transcoder (Paulo, Shabalin and Belrose 2025).
+
+    Args:
+        run: the model, one hookpoint read and one written, and output.
+        n_latents: how many latents.
+        k: latents per token (the paper: 32).
+        skip: learn the linear skip; without it a plain transcoder.
+        aux_k: weight of the auxiliary loss on dead latents (Gao et al. 2024: 1/32).
+        dead_after: silence, as a part of the run's tokens, that makes a latent dead; at most 10M tokens.
+        lr: Adam's learning rate.
+        lr_decay: part of the run, at its end, over which the learning rate falls to 0.
+        num_steps: optimizer steps.
+    """
+    data = run.dataloader()
+    dead_after_tokens = run.dead_after_tokens(num_steps, dead_after)
+    coder = transcoder(data.d_in, n_latents, TopK(k, weighted=False), d_out=data.d_out, skip=skip).to(run.device)
+    aux = AuxK(k=data.d_out // 2, dead_after_tokens=dead_after_tokens, norm="none")
+    return Trainer(
+        model=coder,
+        data=data,
+        init=[NormalizeActivations(), ZeroDecoderSkip(seed=run.seed)],
+        loss=SummedSquaredError(),
+        penalties={"aux_k": Weighted(aux, aux_k)},
+        optimizer=torch.optim.Adam(coder.parameters()),
+        lr=WarmupStableDecay(lr, num_steps, decay_steps=round(lr_decay * num_steps)),
+        num_steps=num_steps,
+        accumulate=run.accumulate,
+        precision=run.precision,
+    )
+
+
+if __name__ == "__main__":
+    main(skip_transcoder)

@@ -1,0 +1,74 @@
+"""TopK-style crosscoder: TopK, BatchTopK or GroupMax, with AuxK for dead latents.
+
+Sources: Gao et al. 2024 (TopK, AuxK); Bussmann et al. 2024 (BatchTopK); Minder et al. 2025 (BatchTopK crosscoders: latents
+ranked by decoder-norm-weighted scores, which discourages one concept from splitting into two one-sided latents).
+
+    python recipes/topk_crosscoder.py --style batch_topk
+    python recipes/topk_crosscoder.py --models embedded:base embedded:tuned --hookpoints blocks.2.hook_resid_post
+"""
+
+from typing import Literal
+
+import torch
+
+from crosscode import SparseCoder, Trainer, Weighted
+from crosscode.activations import BatchTopK, GroupMax, TopK
+from crosscode.initialization import NormalizeActivations, SameAcrossSites
+from crosscode.losses import SummedSquaredError
+from crosscode.models import DenseDecoder, DenseEncoder
+from crosscode.penalties import AuxK
+from crosscode.run import RunOptions, main
+from crosscode.schedulers import WarmupStableDecay
+
+STYLES = {"topk": TopK, "batch_topk": BatchTopK, "groupmax": GroupMax}
+
+
+def topk_crosscoder(
+    run: RunOptions = RunOptions(hookpoints=tuple(f"blocks.{i}.hook_resid_post" for i in (1, 2, 3))),
+    style: Literal["topk", "batch_topk", "groupmax"] = "batch_topk",
+    n_latents: int = 1024,
+    k: int = 24,
+    aux_k: float = 1 / 32,
+    dead_after: float = 0.1,
+    decoder_norm: float = 1.0,
+    lr: float = 1e-3,
+    lr_decay: float = 0.2,
+    num_steps: int = 1500,
+) -> Trainer:
+    """TopK-style crosscoder with AuxK (Gao et al. 2024; Bussmann et al. 2024; Minder et al. 2025).
+
+    Args:
+        run: models, data and output.
+        style: k latents per token, k on average over a batch, or the largest of each of k groups.
+        n_latents: how many latents (Minder et al.: 32 x d_model).
+        k: latents per token (Minder et al.: 100 at 73,728 latents).
+        aux_k: weight of the auxiliary loss on dead latents (Gao et al.: 1/32).
+        dead_after: silence, as a part of the run's tokens, that makes a latent dead; at most 10M tokens (Gao et al.).
+        decoder_norm: norm of each latent's decoder at each site at the start (Minder et al.: 1.0).
+        lr: Adam's learning rate (2e-4 / sqrt(n_latents / 16384) in the literature, for longer runs).
+        lr_decay: part of the run, at its end, over which the learning rate falls to 0.
+        num_steps: optimizer steps.
+    """
+    data = run.dataloader()
+    dead_after_tokens = run.dead_after_tokens(num_steps, dead_after)
+    coder = SparseCoder(
+        encoder=DenseEncoder(data.in_dims, data.d_in, n_latents, widths_Xi=data.widths_Xi),
+        activation=STYLES[style](k),
+        decoder=DenseDecoder(n_latents, data.out_dims, data.d_out, widths_Xo=data.widths_Xo),
+    ).to(run.device)
+    return Trainer(
+        model=coder,
+        data=data,
+        init=[NormalizeActivations(), SameAcrossSites(norm=decoder_norm, seed=run.seed)],
+        loss=SummedSquaredError(),
+        penalties={"aux_k": Weighted(AuxK(k=data.d_out // 2, dead_after_tokens=dead_after_tokens), aux_k)},
+        optimizer=torch.optim.Adam(coder.parameters()),
+        lr=WarmupStableDecay(lr, num_steps, decay_steps=round(lr_decay * num_steps)),
+        num_steps=num_steps,
+        accumulate=run.accumulate,
+        precision=run.precision,
+    )
+
+
+if __name__ == "__main__":
+    main(topk_crosscoder)

@@ -1,0 +1,131 @@
+"""JumpReLU and the Heaviside step, with straight-through gradients for the threshold."""
+
+from typing import Any, Literal
+
+import attrs
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from crosscode.activations.base import Activation
+from crosscode.checks import positive
+from crosscode.errors import BadInput
+from crosscode.latents import Latents
+from crosscode.module import module
+
+
+def _window(pre_BL: Tensor, threshold_L: Tensor, bandwidth: float) -> Tensor:
+    """The rectangle kernel K((z - theta) / eps): 1 strictly within half a bandwidth of the threshold."""
+    return ((pre_BL - threshold_L).abs() < bandwidth / 2).to(pre_BL.dtype)
+
+
+class _JumpReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, pre_BL: Tensor, threshold_L: Tensor, bandwidth: float, ste_to_input: bool) -> Tensor:
+        ctx.save_for_backward(pre_BL, threshold_L)
+        ctx.bandwidth, ctx.ste_to_input = bandwidth, ste_to_input
+        return pre_BL * (pre_BL > threshold_L)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        pre_BL, threshold_L = ctx.saved_tensors
+        (g_BL,) = grads
+        through_window_BL = g_BL * _window(pre_BL, threshold_L, ctx.bandwidth) * (threshold_L / ctx.bandwidth)
+        g_pre_BL = g_BL * (pre_BL > threshold_L)
+        if ctx.ste_to_input:
+            g_pre_BL = g_pre_BL + through_window_BL
+        return g_pre_BL, -through_window_BL.sum(0), None, None
+
+
+class _Step(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, pre_BL: Tensor, threshold_L: Tensor, bandwidth: float, ste_to_input: bool) -> Tensor:
+        ctx.save_for_backward(pre_BL, threshold_L)
+        ctx.bandwidth, ctx.ste_to_input = bandwidth, ste_to_input
+        return (pre_BL > threshold_L).to(pre_BL.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        pre_BL, threshold_L = ctx.saved_tensors
+        (g_BL,) = grads
+        through_window_BL = g_BL * _window(pre_BL, threshold_L, ctx.bandwidth) / ctx.bandwidth
+        return through_window_BL if ctx.ste_to_input else None, -through_window_BL.sum(0), None, None
+
+
+@module
+class JumpReLU(Activation):
+    """`f = z * 1[z > theta]` with a learned threshold per latent (Rajamanoharan et al. 2024; January 2025 update).
+
+    Within half a bandwidth of the threshold the backward uses the rectangle estimator
+    `df/dtheta = -(theta / bandwidth)`; with `ste_to_input` also `df/dz += theta / bandwidth`, which is what the
+    January update means by letting the estimator reach all model parameters. The chain factor of the log
+    parametrisation is exact. Thresholds stay at least float32 whatever the module's dtype.
+
+    Args:
+        n_latents: how many latents (`L`).
+        threshold: initial threshold, in units of the pre-activation. 1.105 is e^0.1 (January update as ported).
+        bandwidth: width of the estimator's window (`eps`): 2.0 with activations scaled to mean norm sqrt(D).
+        ste_to_input: whether the estimator also reaches the pre-activation (January update: yes; GDM: no).
+        parametrisation: what is learned: the threshold's logarithm, or the raw threshold, clamped at 0 when read.
+    """
+
+    n_latents: int
+    threshold: float = 1.105
+    bandwidth: float = 2.0
+    ste_to_input: bool = True
+    parametrisation: Literal["log", "raw"] = attrs.field(default="log")
+
+    def __attrs_post_init__(self) -> None:
+        positive("JumpReLU.n_latents", self.n_latents)
+        positive("JumpReLU.threshold", self.threshold)
+        positive("JumpReLU.bandwidth", self.bandwidth)
+        start_L = torch.full((self.n_latents,), float(self.threshold))
+        self.stored_threshold_L = nn.Parameter(start_L.log() if self.parametrisation == "log" else start_L)
+
+    @property
+    def threshold_L(self) -> Float[Tensor, " L"]:
+        """The positive threshold of each latent, whatever its parametrisation (differentiable)."""
+        if self.parametrisation == "log":
+            return self.stored_threshold_L.exp()
+        return self.stored_threshold_L.clamp_min(0.0)
+
+    def set_threshold_(self, threshold_L: Float[Tensor, " L"]) -> None:
+        """Overwrite the thresholds, given in natural units."""
+        with torch.no_grad():
+            self.stored_threshold_L.copy_(threshold_L.log() if self.parametrisation == "log" else threshold_L)
+
+    def check(self, n_latents: int) -> None:
+        if n_latents != self.n_latents:
+            raise BadInput(f"JumpReLU.n_latents={self.n_latents} must equal the coder's n_latents={n_latents}.")
+
+    def forward(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Latents:
+        threshold_L = self.threshold_L
+        z_BL = pre_BL.to(torch.promote_types(pre_BL.dtype, threshold_L.dtype))
+        return Latents.from_dense(_JumpReLU.apply(z_BL, threshold_L, self.bandwidth, self.ste_to_input))  # type: ignore[arg-type]
+
+    def step(self, pre_BL: Float[Tensor, "B L"]) -> Float[Tensor, "B L"]:
+        """`1[z > theta]`, whose sum over latents is a differentiable L0."""
+        return step(pre_BL, self.threshold_L, self.bandwidth, self.ste_to_input)
+
+    def rescaled(self, a_L: Float[Tensor, " L"]) -> "JumpReLU":
+        scaled = attrs.evolve(self).to(self.stored_threshold_L)
+        scaled.set_threshold_(self.threshold_L.detach() * a_L)
+        return scaled
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "JumpReLU":
+        # An Adam step of 7e-5 on a bfloat16 value near 1 rounds away, so half precision stops here.
+        kept = self.stored_threshold_L.detach().clone()
+        super()._apply(fn, recurse)
+        if self.stored_threshold_L.dtype in (torch.bfloat16, torch.float16):
+            self.stored_threshold_L.data = kept.to(self.stored_threshold_L.device, torch.float32)
+        return self
+
+
+def step(
+    pre_BL: Float[Tensor, "B L"], threshold_L: Float[Tensor, " L"], bandwidth: float, ste_to_input: bool = False
+) -> Float[Tensor, "B L"]:
+    """The Heaviside step `1[z > theta]` with the rectangle estimator `d/dtheta = -(1 / bandwidth) K`.
+
+    Source: Rajamanoharan et al. 2024, section 3; Gemma Scope 2, equation 4.
+    """
+    return _Step.apply(pre_BL, threshold_L, bandwidth, ste_to_input)  # type: ignore[return-value]

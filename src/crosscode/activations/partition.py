@@ -1,0 +1,208 @@
+"""Activations made of activations: each part serves its own contiguous range of latents."""
+
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+
+import attrs
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from crosscode.activations.base import Activation, Entries, ScoreNorm
+from crosscode.checks import at_least, at_most, positive
+from crosscode.errors import BadInput
+from crosscode.kernels.selection import offsets_of
+from crosscode.kernels.sparse import row_of_entry
+from crosscode.latents import Latents
+from crosscode.module import module
+
+
+def ranges(sizes: Sequence[int]) -> list[slice]:
+    """Contiguous ranges of the given sizes, laid end to end."""
+    return [slice(start, stop) for start, stop in pairwise(accumulate(sizes, initial=0))]
+
+
+def _of(score_norms_L: Tensor | None, latents: slice) -> Tensor | None:
+    return None if score_norms_L is None else score_norms_L[latents]
+
+
+class _Partition(Activation):
+    """Activations side by side. A subclass says which `parts` there are and how many latents each has."""
+
+    def parts(self) -> Sequence[Activation]:
+        raise NotImplementedError
+
+    def sizes(self, n_latents: int) -> list[int]:
+        raise NotImplementedError
+
+    @property
+    def is_selection(self) -> bool:  # type: ignore[override]
+        return all(part.is_selection for part in self.parts())
+
+    @property
+    def needs_calibration(self) -> bool:  # type: ignore[override]
+        return any(part.needs_calibration for part in self.parts())
+
+    @property
+    def score_norm(self) -> ScoreNorm | None:
+        norms = {part.score_norm for part in self.parts()}
+        if len(norms) > 1:
+            raise BadInput(f"the parts of {type(self).__name__} must rank alike, got {sorted(map(str, norms))}.")
+        return norms.pop()
+
+    def check(self, n_latents: int) -> None:
+        for part, size in zip(self.parts(), self.sizes(n_latents)):
+            part.check(size)
+
+    def forward(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Latents:
+        if self.is_selection:
+            return super().forward(pre_BL, score_norms_L)
+        codes = [
+            part(pre_BL[:, at], _of(score_norms_L, at))
+            for part, at in zip(self.parts(), ranges(self.sizes(pre_BL.shape[-1])))
+        ]
+        return Latents.from_dense(torch.cat([latents.dense() for latents in codes], dim=-1))
+
+    def select(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Entries:
+        n_columns = pre_BL.shape[-1]
+        flat = []
+        for part, at in zip(self.parts(), ranges(self.sizes(n_columns))):
+            indices_N, offsets_B1 = part.select(pre_BL[:, at], _of(score_norms_L, at))
+            flat.append(row_of_entry(offsets_B1) * n_columns + indices_N + at.start)
+        flat_N = torch.cat(flat).sort().values
+        return flat_N % n_columns, offsets_of(torch.bincount(flat_N // n_columns, minlength=len(pre_BL)))
+
+    def at_step(self, step: int, num_steps: int) -> None:
+        for part in self.parts():
+            part.at_step(step, num_steps)
+
+    def begin_calibration(self) -> None:
+        for part in self.parts():
+            part.begin_calibration()
+
+    def end_calibration(self) -> None:
+        for part in self.parts():
+            part.end_calibration()
+
+
+@module
+class PerSite(_Partition):
+    """One activation for each site's latents, which lie end to end: a compound CLT has one per layer.
+
+    Args:
+        activations: one a site, each with its own thresholds; never the same object twice.
+    """
+
+    activations: Sequence[Activation] = attrs.field(converter=nn.ModuleList)
+
+    def __attrs_post_init__(self) -> None:
+        at_least("PerSite.activations: their number", len(self.activations), 1)
+        if len({id(part) for part in self.activations}) < len(self.activations):
+            raise BadInput("PerSite.activations holds one activation twice: sites would share its thresholds.")
+
+    def parts(self) -> Sequence[Activation]:
+        return list(self.activations)
+
+    def sizes(self, n_latents: int) -> list[int]:
+        return [n_latents // len(self.activations)] * len(self.activations)
+
+    def check(self, n_latents: int) -> None:
+        if n_latents % len(self.activations):
+            raise BadInput(f"n_latents={n_latents} must be a multiple of the {len(self.activations)} sites.")
+        super().check(n_latents)
+
+    @property
+    def threshold_L(self) -> Float[Tensor, " L"]:
+        """The thresholds of all sites' latents, where every site's activation has them (JumpReLU)."""
+        return torch.cat([part.threshold_L for part in self.activations])  # type: ignore[attr-defined]
+
+    def rescaled(self, a_L: Float[Tensor, " L"]) -> "PerSite":
+        at_sites = ranges(self.sizes(len(a_L)))
+        return PerSite([part.rescaled(a_L[at]) for part, at in zip(self.activations, at_sites)])
+
+
+@module
+class SeparateBudgets(_Partition):
+    """Shared and exclusive latents each compete among themselves: TopK-style model diffing with two budgets.
+
+    The TopK-style counterpart of the lower price that shared latents pay in the February 2025 update, which has no
+    penalty to lower here.
+
+    Args:
+        shared: activation of the first `n_shared` latents.
+        exclusive: activation of the rest.
+        n_shared: how many latents are shared (`Ls`).
+    """
+
+    shared: Activation
+    exclusive: Activation
+    n_shared: int
+
+    def __attrs_post_init__(self) -> None:
+        at_least("SeparateBudgets.n_shared", self.n_shared, 1)
+
+    def parts(self) -> Sequence[Activation]:
+        return [self.shared, self.exclusive]
+
+    def sizes(self, n_latents: int) -> list[int]:
+        return [self.n_shared, n_latents - self.n_shared]
+
+    def check(self, n_latents: int) -> None:
+        at_most("SeparateBudgets.n_shared", self.n_shared, n_latents - 1, "n_latents - 1")
+        super().check(n_latents)
+
+    def rescaled(self, a_L: Float[Tensor, " L"]) -> "SeparateBudgets":
+        shared, exclusive = self.shared.rescaled(a_L[: self.n_shared]), self.exclusive.rescaled(a_L[self.n_shared :])
+        return SeparateBudgets(shared, exclusive, self.n_shared)
+
+
+@module
+class Priced(Activation):
+    """Shared latents compete at a reduced price: a joint selection in which their scores are divided by `price`.
+
+    A shared latent is kept iff its score exceeds `price` times the common threshold, which is exactly what the
+    reduced penalty `lambda_s = price * lambda_f` of the February 2025 update does to a penalised coder.
+
+    Args:
+        activation: a TopK-style activation over all latents.
+        n_shared: how many latents, the first ones, are shared.
+        price: `lambda_s / lambda_f`, 0.1 to 0.2 in the February update.
+    """
+
+    activation: Activation
+    n_shared: int
+    price: float
+    is_selection = True
+
+    def __attrs_post_init__(self) -> None:
+        positive("Priced.price", self.price)
+        at_least("Priced.n_shared", self.n_shared, 0)
+
+    @property
+    def needs_calibration(self) -> bool:  # type: ignore[override]
+        return self.activation.needs_calibration
+
+    @property
+    def score_norm(self) -> ScoreNorm | None:
+        return self.activation.score_norm
+
+    def check(self, n_latents: int) -> None:
+        at_most("Priced.n_shared", self.n_shared, n_latents, "n_latents")
+        self.activation.check(n_latents)
+
+    def select(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Entries:
+        weights_L = pre_BL.new_ones(pre_BL.shape[-1]) if score_norms_L is None else score_norms_L.detach().clone()
+        weights_L[: self.n_shared] /= self.price
+        return self.activation.select(pre_BL, weights_L)
+
+    def at_step(self, step: int, num_steps: int) -> None:
+        self.activation.at_step(step, num_steps)
+
+    def begin_calibration(self) -> None:
+        self.activation.begin_calibration()
+
+    def end_calibration(self) -> None:
+        self.activation.end_calibration()
+
+    def rescaled(self, a_L: Float[Tensor, " L"]) -> "Priced":
+        return Priced(self.activation.rescaled(a_L), self.n_shared, self.price)

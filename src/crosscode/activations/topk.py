@@ -1,0 +1,190 @@
+"""TopK, BatchTopK and GroupMax: keep the highest-scoring latents. All three are trained the same way.
+
+A latent's score is `ReLU(z) * a`, where `a` combines its decoder norms (`norm`), so that a latent cannot win by
+trading a small decoder for a large activation; `weighted=False` ranks by `ReLU(z)` alone. The kept value is
+`ReLU(z)` itself, non-positive values are never kept, and no gradient goes through the choice.
+"""
+
+import attrs
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from crosscode.activations.base import Activation, Entries, ScoreNorm, scores
+from crosscode.checks import at_least, at_most
+from crosscode.errors import CrosscodeError
+from crosscode.kernels.selection import entries_where, max_of_groups, top_k_of_batch, top_k_of_rows
+from crosscode.module import module
+
+
+def annealed_k(k: int, k_start: int | None, anneal_steps: int, step: int) -> int:
+    """`max(1, round(k_start - (k_start - k) * min(1, step / anneal_steps)))`; `k` if nothing is annealed."""
+    if k_start is None or anneal_steps == 0:
+        return k
+    return max(1, round(k_start - (k_start - k) * min(1.0, step / anneal_steps)))
+
+
+@module
+class TopK(Activation):
+    """The `k` highest-scoring latents of every token (Gao et al. 2024).
+
+    Args:
+        k: how many latents a token may have; fewer fire where fewer are positive.
+        weighted: rank by decoder-norm-weighted scores.
+        norm: how a latent's decoder norms over sites combine into its weight.
+        k_start: where annealing of k begins; None for a constant k.
+        anneal_steps: over how many steps k falls linearly from `k_start` to `k`.
+    """
+
+    k: int
+    weighted: bool = True
+    norm: ScoreNorm = "l1_of_l2"
+    k_start: int | None = None
+    anneal_steps: int = 0
+    is_selection = True
+
+    def __attrs_post_init__(self) -> None:
+        at_least("TopK.k", self.k, 1)
+        self.k_now = self.k
+
+    @property
+    def score_norm(self) -> ScoreNorm | None:
+        return self.norm if self.weighted else None
+
+    def check(self, n_latents: int) -> None:
+        at_most("TopK.k", self.k, n_latents, "n_latents")
+
+    def at_step(self, step: int, num_steps: int) -> None:
+        self.k_now = annealed_k(self.k, self.k_start, self.anneal_steps, step)
+
+    def select(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Entries:
+        return top_k_of_rows(scores(pre_BL, score_norms_L), self.k_now)
+
+    def rescaled(self, a_L: Float[Tensor, " L"]) -> "TopK":
+        return attrs.evolve(self, weighted=False)
+
+
+@module
+class BatchTopK(Activation):
+    """The `k * B` highest-scoring latents of a whole (micro-)batch (Bussmann et al. 2024).
+
+    In eval mode a latent fires when its score exceeds one threshold, so that a token's latents never depend on its
+    batch neighbours. While training the threshold is a running mean of each batch's smallest kept score; calibration
+    replaces it by the `k * N`-th largest score over N tokens, so that the mean L0 is k.
+
+    Args:
+        k: how many latents a token has on average.
+        weighted: rank by decoder-norm-weighted scores.
+        norm: how a latent's decoder norms over sites combine into its weight.
+        k_start: where annealing of k begins; None for a constant k.
+        anneal_steps: over how many steps k falls linearly from `k_start` to `k`.
+        ema_decay: decay of the running threshold, at most `1 - 10 / num_steps` in short runs.
+        ema_start: step at which averaging begins, at most a tenth of the run; until then the latest minimum counts.
+    """
+
+    k: int
+    weighted: bool = True
+    norm: ScoreNorm = "l1_of_l2"
+    k_start: int | None = None
+    anneal_steps: int = 0
+    ema_decay: float = 0.999
+    ema_start: int = 1000
+    is_selection = True
+    needs_calibration = True
+
+    def __attrs_post_init__(self) -> None:
+        at_least("BatchTopK.k", self.k, 1)
+        self.threshold: Tensor
+        self.register_buffer("threshold", torch.tensor(-1.0, dtype=torch.float64))  # -1: not set yet
+        self.k_now, self.decay_now = self.k, self.ema_decay
+        self._candidates: list[Tensor] | None = None
+        self._n_calibrated = 0
+
+    @property
+    def score_norm(self) -> ScoreNorm | None:
+        return self.norm if self.weighted else None
+
+    def check(self, n_latents: int) -> None:
+        at_most("BatchTopK.k", self.k, n_latents, "n_latents")
+
+    def at_step(self, step: int, num_steps: int) -> None:
+        self.k_now = annealed_k(self.k, self.k_start, self.anneal_steps, step)
+        averaging = step >= min(self.ema_start, num_steps // 10)
+        self.decay_now = min(self.ema_decay, max(0.0, 1 - 10 / max(1, num_steps))) if averaging else 0.0
+
+    def select(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Entries:
+        scores_BL = scores(pre_BL, score_norms_L)
+        if self._candidates is not None:
+            self._remember(scores_BL)
+        if self.training:
+            indices_N, offsets_B1, smallest = top_k_of_batch(scores_BL, self.k_now * len(scores_BL))
+            if smallest is not None:
+                self._follow(smallest)
+            return indices_N, offsets_B1
+        if self._candidates is None and self.threshold < 0:
+            raise CrosscodeError(
+                "BatchTopK has no inference threshold yet: train it, or call crosscode.training.calibrate(coder, batches)."
+            )
+        return entries_where(scores_BL > self.threshold.clamp_min(0.0))
+
+    @torch.no_grad()
+    def _follow(self, smallest: Float[Tensor, ""]) -> None:
+        smallest = smallest.double()
+        mixed = self.decay_now * self.threshold + (1 - self.decay_now) * smallest
+        self.threshold.copy_(torch.where(self.threshold < 0, smallest, mixed))
+
+    def begin_calibration(self) -> None:
+        self._candidates, self._n_calibrated = [], 0
+
+    def _remember(self, scores_BL: Float[Tensor, "B L"]) -> None:
+        self._n_calibrated += len(scores_BL)
+        # Later tokens can only raise the k * N-th largest score's rank among these; eight times as many leave room
+        # for early tokens that are denser than the rest.
+        kept = torch.cat([*(self._candidates or []), scores_BL[scores_BL > 0]])
+        self._candidates = [kept.topk(min(len(kept), 8 * self.k * self._n_calibrated)).values]
+
+    def end_calibration(self) -> None:
+        assert self._candidates is not None, "begin_calibration comes first"
+        kept = torch.cat(self._candidates) if self._candidates else torch.empty(0)
+        place = self.k * self._n_calibrated
+        self.threshold.fill_(float(kept.kthvalue(len(kept) - place + 1).values) if 0 < place <= len(kept) else 0.0)
+        self._candidates = None
+
+    def rescaled(self, a_L: Float[Tensor, " L"]) -> "BatchTopK":
+        plain = attrs.evolve(self, weighted=False).to(self.threshold.device)
+        plain.threshold.copy_(self.threshold)
+        return plain.train(self.training)
+
+
+@module
+class GroupMax(Activation):
+    """The highest-scoring latent of each of `k` contiguous groups, if positive.
+
+    Group i holds latents `floor(i L / k)` to `floor((i + 1) L / k) - 1`, so L need not be divisible by k.
+
+    Args:
+        k: how many groups.
+        weighted: rank by decoder-norm-weighted scores.
+        norm: how a latent's decoder norms over sites combine into its weight.
+    """
+
+    k: int
+    weighted: bool = True
+    norm: ScoreNorm = "l1_of_l2"
+    is_selection = True
+
+    def __attrs_post_init__(self) -> None:
+        at_least("GroupMax.k", self.k, 1)
+
+    @property
+    def score_norm(self) -> ScoreNorm | None:
+        return self.norm if self.weighted else None
+
+    def check(self, n_latents: int) -> None:
+        at_most("GroupMax.k", self.k, n_latents, "n_latents")
+
+    def select(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Entries:
+        return max_of_groups(scores(pre_BL, score_norms_L), self.k)
+
+    def rescaled(self, a_L: Float[Tensor, " L"]) -> "GroupMax":
+        return attrs.evolve(self, weighted=False)

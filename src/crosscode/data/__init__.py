@@ -1,0 +1,18 @@
+"""Text → token sequences → activations of several models → shuffled batches."""
+
+from crosscode.data.cache import ActivationCache
+from crosscode.data.dataloader import Dataloader
+from crosscode.data.harvester import Harvest, Harvester
+from crosscode.data.language_model import LanguageModel, load_language_model
+from crosscode.data.token_sequences import TokenSequence, TokenSequences
+
+__all__ = [
+    "ActivationCache",
+    "Dataloader",
+    "Harvest",
+    "Harvester",
+    "LanguageModel",
+    "TokenSequence",
+    "TokenSequences",
+    "load_language_model",
+]

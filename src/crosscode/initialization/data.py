@@ -1,0 +1,123 @@
+"""What is measured on data before training. Iterating is measuring: the data starts again for training."""
+
+from collections.abc import Iterable, Iterator
+from typing import Literal
+
+import attrs
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from crosscode.batch import Batch
+from crosscode.checks import at_least
+from crosscode.errors import BadInput
+from crosscode.models import SparseCoder
+from crosscode.shapes import Dims, real_coordinates
+
+
+def first_tokens(data: Iterable[Batch], n_tokens: int) -> Iterator[Batch]:
+    """The batches that hold the first `n_tokens` tokens of the data, whole, or all if there are fewer."""
+    seen = 0
+    for batch in data:
+        yield batch
+        seen += len(batch)
+        if seen >= n_tokens:
+            return
+    if seen == 0:
+        raise BadInput("data holds no batch: there is nothing to measure activations on.")
+
+
+@attrs.frozen
+class NormalizeActivations:
+    """One scale per model and hookpoint, so that all contribute comparably; the coder applies and saves it.
+
+    Args:
+        n_tokens: how many tokens the norms are measured on.
+        kind: `mean_norm` makes the mean L2 norm sqrt(D) (default; bandwidths, thresholds and weights of penalties
+            assume it); `unit_rms` makes the mean squared norm 1 (Gemma Scope); `standardize` subtracts the mean and
+            makes the total variance D (after Minder et al. 2025).
+    """
+
+    n_tokens: int = 100_000
+    kind: Literal["mean_norm", "unit_rms", "standardize"] = "mean_norm"
+
+    def __attrs_post_init__(self) -> None:
+        at_least("NormalizeActivations.n_tokens", self.n_tokens, 1)
+
+    @torch.no_grad()
+    def __call__(self, coder: SparseCoder, data: Iterable[Batch]) -> None:
+        inputs = _SiteStatistics(coder.encoder.in_dims, coder.encoder.d_in, coder.encoder.widths_Xi)
+        targets = _SiteStatistics(coder.decoder.out_dims, coder.decoder.d_out, coder.decoder.widths_Xo)
+        autoencoding = True
+        for batch in first_tokens(data, self.n_tokens):
+            coder.check_batch(batch)
+            inputs.add(batch.inputs_BXiDi)
+            if batch.targets_BXoDo is not batch.inputs_BXiDi:
+                autoencoding = False
+                targets.add(batch.targets_BXoDo)
+        if autoencoding:
+            targets = inputs
+        for statistics, scale, shift in [
+            (inputs, coder.scale_in_Xi, coder.shift_in_XiDi),
+            (targets, coder.scale_out_Xo, coder.shift_out_XoDo),
+        ]:
+            scale_X, shift_XD = statistics.scale_and_shift(self.kind)
+            scale.copy_(scale_X)
+            shift.copy_(shift_XD)
+
+
+class _SiteStatistics:
+    """Float64 sums over tokens of norms, squared norms and vectors, at each site."""
+
+    def __init__(self, dims: Dims, width: int, widths_X: Dims | None) -> None:
+        self.n = 0
+        self.width_X = real_coordinates(dims, width, widths_X).sum(-1).double()
+        self.norm_X = torch.zeros(dims, dtype=torch.float64)
+        self.square_X = torch.zeros(dims, dtype=torch.float64)
+        self.sum_XD = torch.zeros(*dims, width, dtype=torch.float64)
+
+    def add(self, raw_BXD: Float[Tensor, "B *X D"]) -> None:
+        raw_BXD = raw_BXD.double()
+        norm_BX = torch.linalg.vector_norm(raw_BXD, dim=-1)
+        self.n += len(raw_BXD)
+        self.norm_X += norm_BX.sum(0).cpu()
+        self.square_X += norm_BX.square().sum(0).cpu()
+        self.sum_XD += raw_BXD.sum(0).cpu()
+
+    def scale_and_shift(self, kind: str) -> tuple[Tensor, Tensor]:
+        zero_XD = torch.zeros_like(self.sum_XD)
+        if not (self.norm_X > 0).all():
+            raise BadInput("activations are zero at some model and hookpoint: they cannot be normalised.")
+        if kind == "mean_norm":
+            return self.width_X.sqrt() / (self.norm_X / self.n), zero_XD
+        if kind == "unit_rms":
+            return (self.square_X / self.n).rsqrt(), zero_XD
+        mean_XD = self.sum_XD / self.n
+        variance_X = self.square_X / self.n - mean_XD.square().sum(-1)
+        return (self.width_X / variance_X).sqrt(), mean_XD
+
+
+@attrs.frozen
+class DecoderBias:
+    """Start `b_dec` at the centre of the scaled targets.
+
+    Args:
+        centre: `mean`, or `geometric_median` per site (Gao et al. 2024), by Weiszfeld's iteration.
+        n_tokens: how many tokens it is measured on.
+    """
+
+    centre: Literal["mean", "geometric_median"] = "mean"
+    n_tokens: int = 20_000
+
+    @torch.no_grad()
+    def __call__(self, coder: SparseCoder, data: Iterable[Batch]) -> None:
+        if coder.decoder.b_dec_XoDo is None:
+            raise BadInput("DecoderBias needs a decoder with a bias.")
+        y_NXoDo = torch.cat([coder.scale_targets(b.targets_BXoDo) for b in first_tokens(data, self.n_tokens)])
+        centre_XoDo = y_NXoDo.double().mean(0)
+        if self.centre == "geometric_median":
+            for _ in range(100):
+                distance_NXo = torch.linalg.vector_norm(y_NXoDo - centre_XoDo, dim=-1).clamp_min(1e-12)
+                weight_NXo = (1 / distance_NXo) / (1 / distance_NXo).sum(0)
+                centre_XoDo = (weight_NXo[..., None] * y_NXoDo).sum(0)
+        coder.decoder.b_dec_XoDo.copy_(centre_XoDo)

@@ -1,0 +1,236 @@
+"""Random starts of encoders, decoders and skips."""
+
+from collections.abc import Iterable
+
+import attrs
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Float
+from torch import Tensor
+
+from crosscode.batch import Batch
+from crosscode.checks import at_least, at_most, positive
+from crosscode.errors import BadInput
+from crosscode.initialization.data import first_tokens
+from crosscode.models import SparseCoder
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _shape(coder: SparseCoder) -> tuple[int, ...]:
+    return (coder.n_latents, *coder.decoder.out_dims, coder.decoder.d_out)
+
+
+def uniform(shape: tuple[int, ...], limit: float, generator: torch.Generator) -> Tensor:
+    """Uniform in `[-limit, limit]`."""
+    return (2 * torch.rand(shape, generator=generator) - 1) * limit
+
+
+def with_norm(W: Float[Tensor, "*any D"], norm: float) -> Float[Tensor, "*any D"]:
+    """Vectors along the last axis rescaled to a norm; zero vectors stay zero."""
+    return W * (norm / torch.linalg.vector_norm(W, dim=-1, keepdim=True).clamp_min(1e-30))
+
+
+def transposed(W_dec_LXD: Float[Tensor, "L *X D"]) -> Float[Tensor, "*X D L"]:
+    """A decoder's directions as an encoder's."""
+    return rearrange(W_dec_LXD, "L ... -> ... L").contiguous()
+
+
+def require_autoencoder(coder: SparseCoder, who: str) -> None:
+    """Transposing a decoder into an encoder only makes sense between equal spaces."""
+    ours = (coder.encoder.in_dims, coder.encoder.d_in)
+    its = (coder.decoder.out_dims, coder.decoder.d_out)
+    if ours != its:
+        raise BadInput(f"{who} transposes the decoder, so inputs {ours} must equal outputs {its}; use CLTUniform.")
+
+
+@torch.no_grad()
+def zero_biases(coder: SparseCoder) -> None:
+    """Both biases and the skip to zero."""
+    for parameter in (coder.encoder.b_enc_L, coder.decoder.b_dec_XoDo):
+        if parameter is not None:
+            parameter.zero_()
+    if coder.skip is not None:
+        coder.skip.W_skip_XiDiXoDo.zero_()
+
+
+@attrs.frozen
+class AnthropicTranspose:
+    """Random decoder directions of a given norm at every site; the encoder is their transpose; biases 0.
+
+    Args:
+        norm: L2 norm of a latent's decoder vector at each site: 0.08 to 0.1 for penalised coders (Anthropic's
+            April 2024 update and ports), 1.0 for TopK-style ones, whose ranking starves on small norms.
+        seed: of the generator that draws the directions.
+    """
+
+    norm: float = 0.1
+    seed: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        positive(f"{type(self).__name__}.norm", self.norm)
+
+    def __call__(self, coder: SparseCoder, data: Iterable[Batch]) -> None:
+        require_autoencoder(coder, "AnthropicTranspose")
+        _tie_and_transpose(coder, torch.randn(_shape(coder), generator=_generator(self.seed)), self.norm)
+
+
+@attrs.frozen
+class SameAcrossSites:
+    """As `AnthropicTranspose`, with one direction per latent repeated over all sites (Minder et al. 2025, code).
+
+    Args:
+        norm: L2 norm of a latent's decoder vector at each site.
+        seed: of the generator that draws the directions.
+    """
+
+    norm: float = 1.0
+    seed: int = 0
+
+    def __call__(self, coder: SparseCoder, data: Iterable[Batch]) -> None:
+        require_autoencoder(coder, "SameAcrossSites")
+        L, *Xo, Do = _shape(coder)
+        W_LD = torch.randn(L, Do, generator=_generator(self.seed))
+        W_LXoDo = W_LD.reshape(L, *[1] * len(Xo), Do).expand(_shape(coder))
+        _tie_and_transpose(coder, W_LXoDo, self.norm)
+
+
+@torch.no_grad()
+def _tie_and_transpose(coder: SparseCoder, W_dec_LXoDo: Tensor, norm: float) -> None:
+    coder.decoder.assign_(W_dec_LXoDo.to(coder.scale_out_Xo))
+    coder.decoder.assign_(with_norm(coder.decoder.dense(), norm))  # tying averages, which shortens
+    coder.encoder.assign_(transposed(coder.decoder.dense()))
+    zero_biases(coder)
+
+
+@attrs.frozen
+class IdenticalLatents:
+    """The first `n_shared` latents start equal in all models, encoder and decoder, and are free to part.
+
+    Run it after a random start and before any calibration.
+
+    Args:
+        n_shared: how many latents start identical.
+    """
+
+    n_shared: int
+
+    def __attrs_post_init__(self) -> None:
+        at_least("IdenticalLatents.n_shared", self.n_shared, 0)
+
+    @torch.no_grad()
+    def __call__(self, coder: SparseCoder, data: Iterable[Batch]) -> None:
+        at_most("IdenticalLatents.n_shared", self.n_shared, coder.n_latents, "n_latents")
+        require_autoencoder(coder, "IdenticalLatents")
+        shared, M = slice(0, self.n_shared), coder.decoder.out_dims[0]
+        W_dec_LMPD, W_enc_MPDL = coder.decoder.dense().clone(), coder.encoder.weights().clone()
+        W_dec_LMPD[shared] = repeat(W_dec_LMPD[shared, 0], "L ... -> L M ...", M=M)
+        W_enc_MPDL[..., shared] = repeat(W_enc_MPDL[0][..., shared], "... L -> M ... L", M=M)
+        coder.decoder.assign_(W_dec_LMPD)
+        coder.encoder.assign_(W_enc_MPDL)
+
+
+@attrs.frozen
+class CLTUniform:
+    """`W_enc ~ U(+-1/sqrt(Lp))`, `W_dec ~ U(+-1/sqrt(P D))`, biases 0: how every public CLT trainer starts.
+
+    Args:
+        n_latents_per_site: `Lp` of a compound CLT; all latents if not given.
+        seed: of the generator.
+    """
+
+    n_latents_per_site: int | None = None
+    seed: int = 0
+
+    @torch.no_grad()
+    def __call__(self, coder: SparseCoder, data: Iterable[Batch]) -> None:
+        generator = _generator(self.seed)
+        L, *Xo, Do = _shape(coder)
+        n_outputs = torch.Size(Xo).numel() * Do
+        enc_shape = (*coder.encoder.in_dims, coder.encoder.d_in, L)
+        W_enc = uniform(enc_shape, (self.n_latents_per_site or L) ** -0.5, generator)
+        W_dec = uniform(_shape(coder), n_outputs**-0.5, generator)
+        coder.encoder.assign_(W_enc.to(coder.scale_in_Xi))
+        coder.decoder.assign_(W_dec.to(coder.scale_out_Xo))
+        zero_biases(coder)
+
+
+@attrs.frozen
+class ZeroDecoderSkip:
+    """A transcoder that starts by predicting the mean: `W_dec = 0`, `W_skip = 0`, `b_dec = mean y` (sparsify).
+
+    Encoder directions are random with a given norm, `b_enc = -mean(x) W_enc`. A zero decoder makes every weighted score
+    zero, so the coder's activation must rank unweighted.
+
+    Args:
+        norm: L2 norm of each latent's encoder direction, over all sites read.
+        n_tokens: how many tokens the means are measured on.
+        seed: of the generator.
+    """
+
+    norm: float = 1.0
+    n_tokens: int = 20_000
+    seed: int = 0
+
+    @torch.no_grad()
+    def __call__(self, coder: SparseCoder, data: Iterable[Batch]) -> None:
+        if coder.activation.score_norm is not None:
+            raise BadInput("a zero decoder gives every weighted score 0: use an activation with weighted=False.")
+        _random_encoder(coder, self.norm, _generator(self.seed))
+        coder.decoder.assign_(torch.zeros_like(coder.decoder.dense()))
+        zero_biases(coder)
+        _start_at_means(coder, data, self.n_tokens)
+
+
+@attrs.frozen
+class OrthogonalSkip:
+    """As `ZeroDecoderSkip`, but the skip starts as a random orthogonal map between each pair of sites (speculative).
+
+    Args:
+        gain: factor on the orthogonal map.
+        norm: L2 norm of each latent's encoder direction.
+        n_tokens: how many tokens the means are measured on.
+        seed: of the generator.
+    """
+
+    gain: float = 1.0
+    norm: float = 1.0
+    n_tokens: int = 20_000
+    seed: int = 0
+
+    @torch.no_grad()
+    def __call__(self, coder: SparseCoder, data: Iterable[Batch]) -> None:
+        if coder.skip is None:
+            raise BadInput("OrthogonalSkip needs a coder with a skip.")
+        ZeroDecoderSkip(self.norm, self.n_tokens, self.seed)(coder, data)
+        generator = _generator(self.seed + 1)
+        n_in, n_out = torch.Size(coder.encoder.in_dims).numel(), torch.Size(coder.decoder.out_dims).numel()
+        W_IDiODo = torch.empty(n_in, coder.encoder.d_in, n_out, coder.decoder.d_out)
+        for i in range(n_in):
+            for o in range(n_out):
+                torch.nn.init.orthogonal_(W_IDiODo[i, :, o], self.gain, generator=generator)
+        coder.skip.assign_(W_IDiODo.reshape(coder.skip.W_skip_XiDiXoDo.shape).to(coder.scale_in_Xi))
+        _start_at_means(coder, data, self.n_tokens)
+
+
+@torch.no_grad()
+def _random_encoder(coder: SparseCoder, norm: float, generator: torch.Generator) -> None:
+    W_LXiDi = torch.randn(coder.n_latents, *coder.encoder.in_dims, coder.encoder.d_in, generator=generator)
+    coder.encoder.assign_(transposed(W_LXiDi.to(coder.scale_in_Xi)))
+    W_LI = rearrange(coder.encoder.weights(), "... L -> L (...)")
+    coder.encoder.assign_(with_norm(W_LI, norm).t().reshape(*coder.encoder.in_dims, -1, coder.n_latents))
+
+
+@torch.no_grad()
+def _start_at_means(coder: SparseCoder, data: Iterable[Batch], n_tokens: int) -> None:
+    batches = list(first_tokens(data, n_tokens))
+    x_NXiDi = torch.cat([coder.scale_inputs(batch.inputs_BXiDi.to(coder.device)) for batch in batches])
+    y_NXoDo = torch.cat([coder.scale_targets(batch.targets_BXoDo.to(coder.device)) for batch in batches])
+    mean_x, mean_y = x_NXiDi.mean(0, keepdim=True), y_NXoDo.mean(0)
+    if coder.encoder.b_enc_L is not None:
+        coder.encoder.b_enc_L.copy_(-coder.encoder.linear(mean_x)[0])
+    if coder.decoder.b_dec_XoDo is not None:
+        skipped = 0 if coder.skip is None else coder.skip(mean_x)[0]
+        coder.decoder.b_dec_XoDo.copy_(mean_y - skipped)

@@ -1,0 +1,1 @@
+"""Sparse linear algebra and exact selection. Nothing here knows what a crosscoder is."""

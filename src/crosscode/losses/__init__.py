@@ -1,0 +1,108 @@
+"""Reconstruction losses: each a function of the `Trace`, each a mean over tokens unless its name says otherwise.
+
+Weights of penalties do not transfer between reductions: a weight tuned for `SummedSquaredError` is about
+`|Xo| * D` times one tuned for a mean.
+"""
+
+from collections.abc import Callable, Sequence
+
+import attrs
+import torch
+from einops import rearrange, reduce
+from jaxtyping import Float
+from torch import Tensor
+
+from crosscode.errors import BadInput
+from crosscode.models import Trace
+from crosscode.shapes import real_coordinates
+
+LossFn = Callable[[Trace], Float[Tensor, ""]]
+
+__all__ = [
+    "FixedNMSE",
+    "FractionOfVarianceUnexplained",
+    "LossFn",
+    "MatryoshkaSquaredError",
+    "MeanNorm",
+    "SummedSquaredError",
+]
+
+
+@attrs.frozen
+class SummedSquaredError:
+    """`(1/B) sum_{B,Xo,Do} (y - yhat)^2`: summed over sites and coordinates (Sparse Crosscoders, Oct 2024).
+
+    Args:
+        site_weights: a weight per site in row-major order, for sites of unequal width (`mean width / width` gives
+            all the same influence); None for 1.
+    """
+
+    site_weights: Sequence[float] | None = None
+
+    def __call__(self, trace: Trace) -> Float[Tensor, ""]:
+        squared_BXoDo = trace.error_BXoDo.square()
+        if self.site_weights is not None:
+            weights_X = squared_BXoDo.new_tensor(self.site_weights)
+            squared_BXoDo = rearrange(squared_BXoDo, "B ... D -> B (...) D") * weights_X[:, None]
+        return squared_BXoDo.sum() / len(trace)
+
+
+@attrs.frozen
+class MeanNorm:
+    """Mean over tokens and sites of the unsquared L2 norm of the error (Minder et al. 2025, their code)."""
+
+    def __call__(self, trace: Trace) -> Float[Tensor, ""]:
+        return torch.linalg.vector_norm(trace.error_BXoDo, dim=-1).mean()
+
+
+@attrs.frozen
+class FractionOfVarianceUnexplained:
+    """`sum e^2 / sum (y - batch mean)^2` over the whole batch (sparsify)."""
+
+    def __call__(self, trace: Trace) -> Float[Tensor, ""]:
+        y_BXoDo = trace.targets_BXoDo.to(trace.error_BXoDo.dtype)
+        return trace.error_BXoDo.square().sum() / (y_BXoDo - y_BXoDo.mean(0)).square().sum()
+
+
+@attrs.frozen
+class FixedNMSE:
+    """`mean (y - yhat)^2 / variance`, the variance measured once on a sample of data (Gao et al. 2024).
+
+    Args:
+        variance: mean squared deviation of scaled targets from their mean, over coordinates.
+    """
+
+    variance: float
+
+    def __call__(self, trace: Trace) -> Float[Tensor, ""]:
+        decoder = trace.model.decoder
+        n_real = real_coordinates(decoder.out_dims, decoder.d_out, decoder.widths_Xo).sum().item()
+        return trace.error_BXoDo.square().sum() / (len(trace) * n_real * self.variance)
+
+
+@attrs.frozen
+class MatryoshkaSquaredError:
+    """Summed squared error of nested prefixes of the latents, every prefix with the decoder bias and skip.
+
+    Args:
+        prefixes: how many latents each prefix has, ascending; the last is usually all of them.
+        reduction: `sum` (SAELens) or `mean` (dictionary_learning) over prefixes.
+    """
+
+    prefixes: Sequence[int]
+    reduction: str = attrs.field(default="sum", validator=attrs.validators.in_(("sum", "mean")))
+
+    def __call__(self, trace: Trace) -> Float[Tensor, ""]:
+        model, latents = trace.model, trace.latents
+        if max(self.prefixes) > model.n_latents:
+            raise BadInput(f"MatryoshkaSquaredError.prefixes={self.prefixes} exceed n_latents={model.n_latents}.")
+        total = trace.error_BXoDo.new_zeros(())
+        for n in self.prefixes:
+            recon_BXoDo = model.reconstruct(latents.prefix(n), trace.inputs_BXiDi)
+            total = total + (trace.targets_BXoDo - recon_BXoDo).square().sum() / len(trace)
+        return total / len(self.prefixes) if self.reduction == "mean" else total
+
+
+def batch_variance(y_BXoDo: Float[Tensor, "B *Xo Do"]) -> Float[Tensor, ""]:
+    """`(1/B) sum (y - batch mean)^2` over all sites and coordinates."""
+    return (y_BXoDo - reduce(y_BXoDo, "B ... -> 1 ...", "mean")).square().sum() / len(y_BXoDo)

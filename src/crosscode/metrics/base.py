@@ -1,0 +1,48 @@
+"""What a metric is."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from crosscode.models import Trace
+from crosscode.shapes import Dims
+
+Sites = Sequence[Sequence[str]]
+"""Names along each crosscoding dimension, for example `(("base", "tuned"), ("blocks.2.hook_resid_post",))`."""
+
+
+@runtime_checkable
+class Accumulator(Protocol):
+    """Sums over traces."""
+
+    def add(self, trace: Trace) -> None: ...
+
+    def result(self) -> Mapping[str, float | Tensor]:
+        """Numbers under slash-separated names; a tensor is a sample to draw a histogram of."""
+        ...
+
+
+@runtime_checkable
+class Metric(Protocol):
+    """A description of what to measure."""
+
+    def start(self) -> Accumulator: ...
+
+
+def measure(metrics: Sequence[Metric], traces: Iterable[Trace]) -> dict[str, float | Tensor]:
+    """All metrics in one pass over the traces."""
+    accumulators = [metric.start() for metric in metrics]
+    with torch.no_grad():
+        for trace in traces:
+            for accumulator in accumulators:
+                accumulator.add(trace)
+    return {name: value for accumulator in accumulators for name, value in accumulator.result().items()}
+
+
+def site_names(dims: Dims, sites: Sites | None) -> list[str]:
+    """A slash-separated name for each site in row-major order: its indices where no names are given."""
+    axes = sites if sites is not None else [[str(i) for i in range(n)] for n in dims]
+    return ["/".join(names) for names in product(*axes)]

@@ -1,0 +1,117 @@
+"""How often latents fire."""
+
+import attrs
+import torch
+from torch import Tensor
+
+from crosscode.checks import at_least
+from crosscode.models import Trace
+
+
+@attrs.frozen
+class L0:
+    """How many latents fire on a token: mean and the 5th, 50th and 95th percentiles.
+
+    Args:
+        n_shared: where given, shared latents (the first ones) and exclusive ones are counted apart as well.
+        per_site: where latents lie end to end by site (compound CLTs), how many sites; each is counted as well.
+    """
+
+    n_shared: int | None = None
+    per_site: int | None = None
+
+    def start(self) -> "_L0Counts":
+        return _L0Counts(self)
+
+
+@attrs.define
+class _L0Counts:
+    asked: L0
+    l0: list[Tensor] = attrs.field(factory=list)
+    n_tokens: int = 0
+    parts: dict[str, float] = attrs.field(factory=dict)
+
+    def _ranges(self, n_latents: int) -> dict[str, slice]:
+        ranges = {}
+        if self.asked.n_shared is not None:
+            ranges["l0/shared"] = slice(0, self.asked.n_shared)
+            ranges["l0/exclusive"] = slice(self.asked.n_shared, n_latents)
+        if self.asked.per_site is not None:
+            size = n_latents // self.asked.per_site
+            ranges |= {f"l0/site_{p}": slice(p * size, (p + 1) * size) for p in range(self.asked.per_site)}
+        return ranges
+
+    def add(self, trace: Trace) -> None:
+        self.l0.append(trace.latents.l0_B().cpu())
+        self.n_tokens += len(trace)
+        ranges = self._ranges(trace.latents.n_latents)
+        if ranges:
+            count_L = trace.latents.count_L()
+            for name, latents in ranges.items():
+                self.parts[name] = self.parts.get(name, 0.0) + float(count_L[latents].sum())
+
+    def result(self) -> dict[str, float]:
+        l0_N = torch.cat(self.l0).double()
+        percentiles = torch.quantile(l0_N, torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)).tolist()
+        return {
+            "l0/mean": float(l0_N.mean()),
+            **dict(zip(("l0/p5", "l0/p50", "l0/p95"), percentiles)),
+            **{name: total / self.n_tokens for name, total in self.parts.items()},
+        }
+
+
+@attrs.frozen
+class Dead:
+    """The share of latents that have been silent for at least `after_tokens` tokens (training's own counters).
+
+    Args:
+        after_tokens: tokens of silence that make a latent dead.
+    """
+
+    after_tokens: int = 10_000_000
+
+    def __attrs_post_init__(self) -> None:
+        at_least("Dead.after_tokens", self.after_tokens, 1)
+
+    def start(self) -> "_DeadShare":
+        return _DeadShare(self.after_tokens)
+
+
+@attrs.define
+class _DeadShare:
+    after_tokens: int
+    share: float = float("nan")
+
+    def add(self, trace: Trace) -> None:
+        self.share = float((trace.tokens_since_fired_L >= self.after_tokens).double().mean())
+
+    def result(self) -> dict[str, float]:
+        return {"dead": self.share}
+
+
+@attrs.frozen
+class Density:
+    """Each latent's firing frequency: the share that never fired, the share above 10 %, and log10 frequencies."""
+
+    def start(self) -> "_DensityCounts":
+        return _DensityCounts()
+
+
+@attrs.define
+class _DensityCounts:
+    count_L: Tensor | None = None
+    n: int = 0
+
+    def add(self, trace: Trace) -> None:
+        count_L = trace.latents.count_L().cpu()
+        self.count_L = count_L if self.count_L is None else self.count_L + count_L
+        self.n += len(trace)
+
+    def result(self) -> dict[str, float | Tensor]:
+        assert self.count_L is not None, "nothing was added"
+        density_L = self.count_L.double() / self.n
+        return {
+            "density/never": float((density_L == 0).double().mean()),
+            "density/above_10_percent": float((density_L > 0.1).double().mean()),
+            "density/log10": density_L[density_L > 0].log10(),
+        }

@@ -1,0 +1,176 @@
+"""`SparseCoder`: encoder, activation, decoder and an optional skip."""
+
+from typing import Any
+
+import attrs
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from crosscode.activations import Activation
+from crosscode.batch import Batch
+from crosscode.errors import BadInput
+from crosscode.latents import Latents
+from crosscode.models.decoders import Decoder
+from crosscode.models.encoders import Encoder
+from crosscode.models.norms import combined_norm_L
+from crosscode.models.skip import LinearSkip
+from crosscode.module import module
+
+
+@module
+class SparseCoder(nn.Module):
+    """The SAE, the crosscoder, the transcoder and the cross-layer transcoder: what differs is the parts.
+
+    `z = encoder(x)`, `f = activation(z)`, `yhat = decoder(f) [+ skip(x)]`, all in scaled space:
+    `x = (raw - shift_in) * scale_in`. `encode` and `forward` take and give raw activations, always.
+
+    Args:
+        encoder: scaled activations to pre-activations.
+        activation: pre-activations to latents.
+        decoder: latents to reconstructions.
+        skip: an optional linear map from inputs to outputs.
+    """
+
+    encoder: Encoder
+    activation: Activation
+    decoder: Decoder
+    skip: LinearSkip | None = None
+
+    def __attrs_post_init__(self) -> None:
+        if self.encoder.n_latents != self.decoder.n_latents:
+            raise BadInput(
+                f"encoder.n_latents={self.encoder.n_latents} must equal decoder.n_latents={self.decoder.n_latents}."
+            )
+        self.activation.check(self.n_latents)
+        if self.skip is not None:
+            ours = (self.encoder.in_dims, self.encoder.d_in, self.decoder.out_dims, self.decoder.d_out)
+            its = (self.skip.in_dims, self.skip.d_in, self.skip.out_dims, self.skip.d_out)
+            if ours != its:
+                raise BadInput(f"skip maps {its[:2]} to {its[2:]}, but the coder maps {ours[:2]} to {ours[2:]}.")
+        self.scale_in_Xi: Tensor
+        self.scale_out_Xo: Tensor
+        self.shift_in_XiDi: Tensor
+        self.shift_out_XoDo: Tensor
+        in_dims, out_dims = self.encoder.in_dims, self.decoder.out_dims
+        self.register_buffer("scale_in_Xi", torch.ones(in_dims))
+        self.register_buffer("scale_out_Xo", torch.ones(out_dims))
+        self.register_buffer("shift_in_XiDi", torch.zeros(*in_dims, self.encoder.d_in))
+        self.register_buffer("shift_out_XoDo", torch.zeros(*out_dims, self.decoder.d_out))
+
+    @property
+    def n_latents(self) -> int:
+        """How many latents there are (`L`)."""
+        return self.encoder.n_latents
+
+    @property
+    def device(self) -> torch.device:
+        """Where the coder's parameters are."""
+        return self.scale_in_Xi.device
+
+    def check_batch(self, batch: Batch) -> None:
+        """Refuse a batch whose shapes are not the coder's, naming the argument and both shapes."""
+        wanted_in = (*self.encoder.in_dims, self.encoder.d_in)
+        wanted_out = (*self.decoder.out_dims, self.decoder.d_out)
+        for name, got, wanted in [
+            ("inputs_BXiDi", tuple(batch.inputs_BXiDi.shape[1:]), wanted_in),
+            ("targets_BXoDo", tuple(batch.targets_BXoDo.shape[1:]), wanted_out),
+        ]:
+            if got != wanted:
+                raise BadInput(f"{name} has shape (B, {str(got)[1:]} but the coder expects (B, {str(wanted)[1:]}.")
+
+    def scale_inputs(self, raw_BXiDi: Float[Tensor, "B *Xi Di"]) -> Float[Tensor, "B *Xi Di"]:
+        """Raw inputs into scaled space."""
+        return (raw_BXiDi - self.shift_in_XiDi) * self.scale_in_Xi[..., None]
+
+    def scale_targets(self, raw_BXoDo: Float[Tensor, "B *Xo Do"]) -> Float[Tensor, "B *Xo Do"]:
+        """Raw targets into scaled space."""
+        return (raw_BXoDo - self.shift_out_XoDo) * self.scale_out_Xo[..., None]
+
+    def unscale_outputs(self, recon_BXoDo: Float[Tensor, "B *Xo Do"]) -> Float[Tensor, "B *Xo Do"]:
+        """Reconstructions back into raw space."""
+        return recon_BXoDo / self.scale_out_Xo[..., None] + self.shift_out_XoDo
+
+    @torch.no_grad()
+    def score_norms_L(self) -> Float[Tensor, " L"] | None:
+        """The decoder-norm weights that the activation ranks by; None if it ranks by activation alone."""
+        norm = self.activation.score_norm
+        return None if norm is None else combined_norm_L(self.decoder.norms_LXo(), norm)
+
+    def activate(self, x_BXiDi: Float[Tensor, "B *Xi Di"]) -> Latents:
+        """Latents of *scaled* inputs.
+
+        A selection chooses on pre-activations without a graph; the chosen values are then given sparse gradients.
+        """
+        if not self.activation.is_selection:
+            return self.activation(self.encoder(x_BXiDi), self.score_norms_L())
+        with torch.no_grad():
+            z_BL = self.encoder(x_BXiDi)
+            indices_N, offsets_B1 = self.activation.select(z_BL, self.score_norms_L())
+            chosen = Latents.from_entries(z_BL.new_empty(len(indices_N)), indices_N, offsets_B1, self.n_latents)
+            values_N = z_BL[chosen.rows_N, indices_N].to(x_BXiDi.dtype)
+        values_N = self.encoder.attach(values_N, x_BXiDi, indices_N, offsets_B1)
+        return Latents.from_entries(values_N, indices_N, offsets_B1, self.n_latents)
+
+    def reconstruct(self, latents: Latents, x_BXiDi: Float[Tensor, "B *Xi Di"]) -> Float[Tensor, "B *Xo Do"]:
+        """Reconstructions in *scaled* space from latents and, with a skip, the scaled inputs."""
+        recon_BXoDo = self.decoder(latents)
+        return recon_BXoDo if self.skip is None else recon_BXoDo + self.skip(x_BXiDi)
+
+    def encode(self, x_BXiDi: Float[Tensor, "B *Xi Di"]) -> Latents:
+        """Latents of raw activations."""
+        return self.activate(self.scale_inputs(x_BXiDi))
+
+    def decode(self, latents: Latents) -> Float[Tensor, "B *Xo Do"]:
+        """Raw reconstructions from latents alone (a skip needs the inputs: see `forward`)."""
+        return self.unscale_outputs(self.decoder(latents))
+
+    def forward(self, x_BXiDi: Float[Tensor, "B *Xi Di"]) -> Float[Tensor, "B *Xo Do"]:
+        """Raw activations in, raw reconstructions out."""
+        x_BXiDi = self.scale_inputs(x_BXiDi)
+        return self.unscale_outputs(self.reconstruct(self.activate(x_BXiDi), x_BXiDi))
+
+    @torch.no_grad()
+    def canonical_factor_L(self) -> Float[Tensor, " L"]:
+        """By what `folded` multiplies each latent: its decoder norm, so that a latent's size is what it writes.
+
+        Latents with a zero decoder keep the factor 1; so does an unweighted ranking, whose order would change.
+        """
+        norm = self.activation.score_norm
+        parts = self.activation.modules()
+        if norm is None and any(getattr(part, "is_selection", False) for part in parts):
+            return torch.ones_like(self.decoder.norms_LXo().reshape(self.n_latents, -1)[:, 0])
+        a_L = combined_norm_L(self.decoder.norms_LXo(), norm or "l1_of_l2")
+        return torch.where(a_L > 0, a_L, torch.ones_like(a_L))
+
+    @torch.no_grad()
+    def folded(self) -> "SparseCoder":
+        """The same function with scales baked into the weights: an export for use on raw activations.
+
+        First canonicalised (latents times their decoder norm, thresholds included), then folded; selections rank
+        unweighted from then on, so decoder norms of raw space play no part. Latents change by `canonical_factor_L`.
+        """
+        a_L = self.canonical_factor_L()
+        raw = SparseCoder(
+            encoder=self.encoder.folded(self.scale_in_Xi, self.shift_in_XiDi, a_L),
+            activation=self.activation.rescaled(a_L),
+            decoder=self.decoder.folded(self.scale_out_Xo, self.shift_out_XoDo, a_L),
+            skip=self.skip and self.skip.folded(self.scale_in_Xi, self.scale_out_Xo),
+        )
+        if raw.skip is not None:
+            assert raw.decoder.b_dec_XoDo is not None
+            raw.decoder.b_dec_XoDo -= raw.skip(self.shift_in_XiDi[None])[0]
+        return raw.to(self.scale_in_Xi).train(self.training)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "SparseCoder":
+        import copy
+
+        twin = attrs.evolve(
+            self,
+            encoder=copy.deepcopy(self.encoder, memo),
+            activation=copy.deepcopy(self.activation, memo),
+            decoder=copy.deepcopy(self.decoder, memo),
+            skip=copy.deepcopy(self.skip, memo),
+        )
+        twin.to(self.scale_in_Xi).load_state_dict(self.state_dict())
+        return twin.train(self.training)

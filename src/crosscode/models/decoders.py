@@ -1,0 +1,290 @@
+"""Decoders: latents in, reconstructions of scaled activations out.
+
+Each is a family inside the space of dense decoders: `dense` embeds it there, `assign_` projects back.
+"""
+
+from typing import Protocol, runtime_checkable
+
+import attrs
+import torch
+import torch.nn.functional as F
+from einops import rearrange, reduce, repeat
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from crosscode.checks import at_least, at_most
+from crosscode.errors import BadInput
+from crosscode.latents import Latents
+from crosscode.models.masks import SiteMask
+from crosscode.module import module
+from crosscode.shapes import Dims, real_coordinates
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """What a coder asks of a decoder."""
+
+    @property
+    def out_dims(self) -> Dims: ...
+
+    @property
+    def d_out(self) -> int: ...
+
+    @property
+    def widths_Xo(self) -> Dims | None: ...
+
+    @property
+    def n_latents(self) -> int: ...
+
+    @property
+    def b_dec_XoDo(self) -> nn.Parameter | None: ...
+
+    def __call__(self, latents: Latents) -> Tensor:
+        """`f W_dec + b_dec`."""
+        ...
+
+    def linear(self, latents: Latents) -> Tensor:
+        """`f W_dec`, without the bias."""
+        ...
+
+    def norms_LXo(self) -> Tensor:
+        """Norm of each latent's direction at each site (differentiable)."""
+        ...
+
+    def dense(self) -> Tensor:
+        """The directions as a dense `W_dec_LXoDo` (differentiable)."""
+        ...
+
+    def assign_(self, W_dec_LXoDo: Tensor) -> None:
+        """Set the directions to the projection of dense ones."""
+        ...
+
+    def folded(self, scale_Xo: Tensor, shift_XoDo: Tensor, a_L: Tensor) -> "Decoder":
+        """A decoder to raw activations of latents that were multiplied by `a_L`."""
+        ...
+
+
+def _make_bias(bias: bool, out_dims: Dims, d_out: int) -> nn.Parameter | None:
+    return nn.Parameter(torch.zeros(*out_dims, d_out)) if bias else None
+
+
+def _add_bias(recon_BXoDo: Tensor, b_dec_XoDo: Tensor | None) -> Tensor:
+    return recon_BXoDo if b_dec_XoDo is None else recon_BXoDo + b_dec_XoDo
+
+
+def _norms(W_LXoDo: Tensor) -> Tensor:
+    # torch gives the gradient 0 at 0, which is what an all-zero decoder needs.
+    return torch.linalg.vector_norm(W_LXoDo, dim=-1)
+
+
+def _raw_bias(b_dec_XoDo: Tensor | None, scale_Xo: Tensor, shift_XoDo: Tensor) -> Tensor:
+    return shift_XoDo if b_dec_XoDo is None else b_dec_XoDo / scale_Xo[..., None] + shift_XoDo
+
+
+@module
+class DenseDecoder(nn.Module):
+    """Every latent writes to every site: `W_dec_LXoDo`, one bias a site.
+
+    Directions start at zero until an `InitStrategy` sets them.
+
+    Args:
+        n_latents: how many latents (`L`).
+        out_dims: output crosscoding dimensions `Xo`.
+        d_out: width of the activations written (`Do`), the widest if they differ.
+        bias: whether there is a `b_dec_XoDo`.
+        widths_Xo: real width of each site in row-major order where they differ; the rest is padding.
+        mask: sites each latent may write to; None for all.
+    """
+
+    n_latents: int
+    out_dims: Dims = attrs.field(converter=tuple)
+    d_out: int
+    bias: bool = True
+    widths_Xo: Dims | None = None
+    mask: SiteMask | None = None
+
+    def __attrs_post_init__(self) -> None:
+        at_least("DenseDecoder.n_latents", self.n_latents, 1)
+        at_least("DenseDecoder.d_out", self.d_out, 1)
+        self.W_dec_LXoDo = nn.Parameter(torch.zeros(self.n_latents, *self.out_dims, self.d_out))
+        self.b_dec_XoDo = _make_bias(self.bias, self.out_dims, self.d_out)
+        self.allowed_LXoDo: Tensor | None
+        allowed = None if self.mask is None else self.mask.allowed_LX(self.n_latents, self.out_dims)[..., None]
+        self.register_buffer("allowed_LXoDo", allowed, persistent=False)
+
+    def dense(self) -> Float[Tensor, "L *Xo Do"]:
+        return self.W_dec_LXoDo if self.allowed_LXoDo is None else self.W_dec_LXoDo * self.allowed_LXoDo
+
+    def norms_LXo(self) -> Float[Tensor, "L *Xo"]:
+        return _norms(self.dense())
+
+    def linear(self, latents: Latents) -> Float[Tensor, "B *Xo Do"]:
+        recon_BO = latents @ rearrange(self.dense(), "L ... -> L (...)")
+        return recon_BO.reshape(len(latents), *self.out_dims, self.d_out)
+
+    def forward(self, latents: Latents) -> Float[Tensor, "B *Xo Do"]:
+        return _add_bias(self.linear(latents), self.b_dec_XoDo)
+
+    @torch.no_grad()
+    def assign_(self, W_dec_LXoDo: Float[Tensor, "L *Xo Do"]) -> None:
+        self.W_dec_LXoDo.copy_(W_dec_LXoDo)
+        self.W_dec_LXoDo.mul_(real_coordinates(self.out_dims, self.d_out, self.widths_Xo).to(self.W_dec_LXoDo))
+        if self.allowed_LXoDo is not None:
+            self.W_dec_LXoDo.mul_(self.allowed_LXoDo)
+
+    @torch.no_grad()
+    def folded(
+        self, scale_Xo: Float[Tensor, "*Xo"], shift_XoDo: Float[Tensor, "*Xo Do"], a_L: Float[Tensor, " L"]
+    ) -> "DenseDecoder":
+        raw = attrs.evolve(self, bias=True).to(self.W_dec_LXoDo)
+        a_LXoDo = a_L.reshape(-1, *[1] * (len(self.out_dims) + 1))
+        raw.W_dec_LXoDo.copy_(self.dense() / a_LXoDo / scale_Xo[..., None])
+        assert raw.b_dec_XoDo is not None
+        raw.b_dec_XoDo.copy_(_raw_bias(self.b_dec_XoDo, scale_Xo, shift_XoDo))
+        return raw
+
+
+@module
+class SharedDecoder(nn.Module):
+    """The first `n_shared` latents write the same vector to every model (February 2025 update).
+
+    The shared half is one parameter `W_shared_LsPD`, broadcast over models: autograd sums the models' gradients,
+    the halves cannot drift apart, a shared gradient counts once in clipping, and it is decoded once, not M times.
+
+    Args:
+        n_latents: how many latents (`L`).
+        n_shared: how many of them, the first ones, are shared (`Ls`).
+        out_dims: `(n_models, *rest)`: the first crosscoding dimension is the models.
+        d_out: width of the activations written (`Do`).
+        bias: whether there is a `b_dec_XoDo`, one a model and site.
+        widths_Xo: real width of each site; all models must agree where latents are shared.
+    """
+
+    n_latents: int
+    n_shared: int
+    out_dims: Dims = attrs.field(converter=tuple)
+    d_out: int
+    bias: bool = True
+    widths_Xo: Dims | None = None
+
+    def __attrs_post_init__(self) -> None:
+        at_least("SharedDecoder.n_shared", self.n_shared, 0)
+        at_most("SharedDecoder.n_shared", self.n_shared, self.n_latents, "n_latents")
+        if len(self.out_dims) < 1:
+            raise BadInput("SharedDecoder.out_dims=() has no model dimension: latents are shared between models.")
+        real_MXD = real_coordinates(self.out_dims, self.d_out, self.widths_Xo)
+        if self.n_shared and not (real_MXD == real_MXD[:1]).all():
+            raise BadInput(
+                f"SharedDecoder.widths_Xo={self.widths_Xo} differ between models: shared latents need equal widths."
+            )
+        self.W_shared_LsPD = nn.Parameter(torch.zeros(self.n_shared, *self.out_dims[1:], self.d_out))
+        self.W_exclusive_LfMPD = nn.Parameter(torch.zeros(self.n_latents - self.n_shared, *self.out_dims, self.d_out))
+        self.b_dec_XoDo = _make_bias(self.bias, self.out_dims, self.d_out)
+
+    def dense(self) -> Float[Tensor, "L M *P D"]:
+        shared_LsMPD = repeat(self.W_shared_LsPD, "Ls ... -> Ls M ...", M=self.out_dims[0])
+        return torch.cat([shared_LsMPD, self.W_exclusive_LfMPD])
+
+    def norms_LXo(self) -> Float[Tensor, "L M *P"]:
+        shared_LsMP = repeat(_norms(self.W_shared_LsPD), "Ls ... -> Ls M ...", M=self.out_dims[0])
+        return torch.cat([shared_LsMP, _norms(self.W_exclusive_LfMPD)])
+
+    def linear(self, latents: Latents) -> Float[Tensor, "B M *P D"]:
+        shared_BO = latents.slice(slice(0, self.n_shared)) @ rearrange(self.W_shared_LsPD, "Ls ... -> Ls (...)")
+        shared_BPD = shared_BO.reshape(len(latents), 1, *self.out_dims[1:], self.d_out)
+        own_BO = latents.slice(slice(self.n_shared, None)) @ rearrange(self.W_exclusive_LfMPD, "Lf ... -> Lf (...)")
+        return own_BO.reshape(len(latents), *self.out_dims, self.d_out) + shared_BPD
+
+    def forward(self, latents: Latents) -> Float[Tensor, "B M *P D"]:
+        return _add_bias(self.linear(latents), self.b_dec_XoDo)
+
+    @torch.no_grad()
+    def assign_(self, W_dec_LXoDo: Float[Tensor, "L M *P D"]) -> None:
+        real_MPD = real_coordinates(self.out_dims, self.d_out, self.widths_Xo).to(self.W_shared_LsPD)
+        W_dec_LMPD = W_dec_LXoDo * real_MPD
+        self.W_shared_LsPD.copy_(reduce(W_dec_LMPD[: self.n_shared], "Ls M ... -> Ls ...", "mean"))
+        self.W_exclusive_LfMPD.copy_(W_dec_LMPD[self.n_shared :])
+
+    @torch.no_grad()
+    def folded(
+        self, scale_Xo: Float[Tensor, "M *P"], shift_XoDo: Float[Tensor, "M *P D"], a_L: Float[Tensor, " L"]
+    ) -> DenseDecoder:
+        # Models have scales of their own, so in raw space the halves differ.
+        dense = DenseDecoder(self.n_latents, self.out_dims, self.d_out, self.bias, self.widths_Xo)
+        dense = dense.to(self.W_shared_LsPD)
+        dense.assign_(self.dense())
+        if self.b_dec_XoDo is not None:
+            assert dense.b_dec_XoDo is not None
+            dense.b_dec_XoDo.copy_(self.b_dec_XoDo)
+        return dense.folded(scale_Xo, shift_XoDo, a_L)
+
+
+@module
+class CausalDecoder(nn.Module):
+    """Site i's latents write to sites i, i + 1, …: the triangle of the compound CLT, same layer included.
+
+    Latents lie end to end, `L = P x Lp`; `W_dec_LpPD[i]` has shape `(Lp, P - i, D)`.
+    Source: Circuit Tracing (2025), "Architecture": `yhat_j = sum_{i <= j} W_dec_{i->j} a_i`.
+
+    Args:
+        n_latents_per_site: how many latents each site has (`Lp`).
+        out_dims: `(n_sites,)`.
+        d_out: width of the activations written (`Do`).
+        bias: whether there is a `b_dec_XoDo`, one a target site.
+        widths_Xo: real width of each site where they differ.
+    """
+
+    n_latents_per_site: int
+    out_dims: Dims = attrs.field(converter=tuple)
+    d_out: int
+    bias: bool = True
+    widths_Xo: Dims | None = None
+
+    def __attrs_post_init__(self) -> None:
+        at_least("CausalDecoder.n_latents_per_site", self.n_latents_per_site, 1)
+        (n_hookpoints,) = self.out_dims
+        self.W_dec_LpPD = nn.ParameterList(
+            nn.Parameter(torch.zeros(self.n_latents_per_site, n_hookpoints - i, self.d_out))
+            for i in range(n_hookpoints)
+        )
+        self.b_dec_XoDo = _make_bias(self.bias, self.out_dims, self.d_out)
+
+    @property
+    def n_latents(self) -> int:
+        return self.out_dims[0] * self.n_latents_per_site
+
+    def _site(self, i: int) -> slice:
+        return slice(i * self.n_latents_per_site, (i + 1) * self.n_latents_per_site)
+
+    def dense(self) -> Float[Tensor, "L P D"]:
+        return torch.cat([F.pad(W_LpPD, (0, 0, i, 0)) for i, W_LpPD in enumerate(self.W_dec_LpPD)])
+
+    def norms_LXo(self) -> Float[Tensor, "L P"]:
+        return torch.cat([F.pad(_norms(W_LpPD), (i, 0)) for i, W_LpPD in enumerate(self.W_dec_LpPD)])
+
+    def linear(self, latents: Latents) -> Float[Tensor, "B P D"]:
+        recon_BPD = latents.values.new_zeros(len(latents), *self.out_dims, self.d_out)
+        for i, W_LpPD in enumerate(self.W_dec_LpPD):
+            written_BO = latents.slice(self._site(i)) @ rearrange(W_LpPD, "Lp P D -> Lp (P D)")
+            written_BPD = written_BO.reshape(len(latents), -1, self.d_out)
+            recon_BPD = recon_BPD + F.pad(written_BPD, (0, 0, i, 0))
+        return recon_BPD
+
+    def forward(self, latents: Latents) -> Float[Tensor, "B P D"]:
+        return _add_bias(self.linear(latents), self.b_dec_XoDo)
+
+    @torch.no_grad()
+    def assign_(self, W_dec_LXoDo: Float[Tensor, "L P D"]) -> None:
+        real_PD = real_coordinates(self.out_dims, self.d_out, self.widths_Xo).to(W_dec_LXoDo)
+        for i, W_LpPD in enumerate(self.W_dec_LpPD):
+            W_LpPD.copy_((W_dec_LXoDo * real_PD)[self._site(i), i:])
+
+    @torch.no_grad()
+    def folded(
+        self, scale_Xo: Float[Tensor, " P"], shift_XoDo: Float[Tensor, "P D"], a_L: Float[Tensor, " L"]
+    ) -> "CausalDecoder":
+        raw = attrs.evolve(self, bias=True).to(self.W_dec_LpPD[0])
+        raw.assign_(self.dense() / a_L[:, None, None] / scale_Xo[:, None])
+        assert raw.b_dec_XoDo is not None
+        raw.b_dec_XoDo.copy_(_raw_bias(self.b_dec_XoDo, scale_Xo, shift_XoDo))
+        return raw

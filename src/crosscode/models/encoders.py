@@ -1,0 +1,234 @@
+"""Encoders: scaled activations in, pre-activations out."""
+
+from typing import Protocol, runtime_checkable
+
+import attrs
+import torch
+from einops import einsum, rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from crosscode.checks import at_least
+from crosscode.kernels.sparse import attach_linear, row_of_entry
+from crosscode.models.masks import SiteMask
+from crosscode.module import module
+from crosscode.shapes import Dims, n_sites, real_coordinates
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """What a coder asks of an encoder. The bias is kept apart because calibration needs `linear` without it."""
+
+    @property
+    def in_dims(self) -> Dims: ...
+
+    @property
+    def d_in(self) -> int: ...
+
+    @property
+    def widths_Xi(self) -> Dims | None: ...
+
+    @property
+    def n_latents(self) -> int: ...
+
+    @property
+    def b_enc_L(self) -> nn.Parameter | None: ...
+
+    def __call__(self, x_BXiDi: Tensor) -> Tensor:
+        """Pre-activations `z_BL`, bias included."""
+        ...
+
+    def linear(self, x_BXiDi: Tensor, latents_l: Tensor | slice | None = None) -> Tensor:
+        """Pre-activations before the bias, of all latents or of the given ones."""
+        ...
+
+    def attach(self, values_N: Tensor, x_BXiDi: Tensor, indices_N: Tensor, offsets_B1: Tensor) -> Tensor:
+        """Give chosen pre-activations, computed without a graph, their gradient."""
+        ...
+
+    def weights(self) -> Tensor:
+        """The weights as a dense `W_enc_XiDiL` (differentiable)."""
+        ...
+
+    def assign_(self, W_enc_XiDiL: Tensor) -> None:
+        """Set the weights to the projection of dense ones."""
+        ...
+
+    def folded(self, scale_Xi: Tensor, shift_XiDi: Tensor, a_L: Tensor) -> "Encoder":
+        """An encoder of raw activations whose pre-activations are multiplied by `a_L`."""
+        ...
+
+
+def _make_bias(n_latents: int, bias: bool) -> nn.Parameter | None:
+    return nn.Parameter(torch.zeros(n_latents)) if bias else None
+
+
+@module
+class DenseEncoder(nn.Module):
+    """Every latent reads every site: `z_BL = sum_{Xi,Di} x_BXiDi W_enc_XiDiL + b_enc_L`.
+
+    Weights start at zero until an `InitStrategy` sets them.
+
+    Args:
+        in_dims: input crosscoding dimensions `Xi`: `()`, `(n_hookpoints,)`, `(n_models, n_hookpoints)`, …
+        d_in: width of the activations read (`Di`), the widest if they differ.
+        n_latents: how many latents (`L`).
+        bias: whether there is a `b_enc_L`.
+        widths_Xi: real width of each site in row-major order where they differ; the rest is padding.
+        mask: sites each latent may read from; None for all.
+    """
+
+    in_dims: Dims = attrs.field(converter=tuple)
+    d_in: int
+    n_latents: int
+    bias: bool = True
+    widths_Xi: Dims | None = None
+    mask: SiteMask | None = None
+
+    def __attrs_post_init__(self) -> None:
+        at_least("DenseEncoder.d_in", self.d_in, 1)
+        at_least("DenseEncoder.n_latents", self.n_latents, 1)
+        self.W_enc_XiDiL = nn.Parameter(torch.zeros(*self.in_dims, self.d_in, self.n_latents))
+        self.b_enc_L = _make_bias(self.n_latents, self.bias)
+        allowed_XiDi = real_coordinates(self.in_dims, self.d_in, self.widths_Xi).float()
+        self.allowed_XiDiL: Tensor | None
+        allowed_XiDiL = None
+        if self.mask is not None:
+            allowed_LXi = self.mask.allowed_LX(self.n_latents, self.in_dims)
+            allowed_XiDiL = einsum(allowed_LXi, allowed_XiDi, "L ..., ... Di -> ... Di L")
+        self.register_buffer("allowed_XiDiL", allowed_XiDiL, persistent=False)
+
+    def weights(self) -> Float[Tensor, "*Xi Di L"]:
+        """The weights as a dense tensor, masked entries zero."""
+        return self.W_enc_XiDiL if self.allowed_XiDiL is None else self.W_enc_XiDiL * self.allowed_XiDiL
+
+    def _W_IL(self) -> Float[Tensor, "I L"]:
+        return rearrange(self.weights(), "... Di L -> (... Di) L")
+
+    def linear(
+        self, x_BXiDi: Float[Tensor, "B *Xi Di"], latents_l: Int[Tensor, " l"] | slice | None = None
+    ) -> Float[Tensor, "B l"]:
+        x_BI = rearrange(x_BXiDi, "B ... -> B (...)")
+        W_IL = self._W_IL()
+        return x_BI @ (W_IL if latents_l is None else W_IL[:, latents_l])
+
+    def forward(self, x_BXiDi: Float[Tensor, "B *Xi Di"]) -> Float[Tensor, "B L"]:
+        z_BL = self.linear(x_BXiDi)
+        return z_BL if self.b_enc_L is None else z_BL + self.b_enc_L
+
+    def attach(
+        self,
+        values_N: Float[Tensor, " N"],
+        x_BXiDi: Float[Tensor, "B *Xi Di"],
+        indices_N: Int[Tensor, " N"],
+        offsets_B1: Int[Tensor, " B1"],
+    ) -> Float[Tensor, " N"]:
+        x_BI = rearrange(x_BXiDi, "B ... -> B (...)")
+        return attach_linear(values_N, x_BI, self._W_IL(), self.b_enc_L, indices_N, offsets_B1)
+
+    @torch.no_grad()
+    def assign_(self, W_enc_XiDiL: Float[Tensor, "*Xi Di L"]) -> None:
+        real_XiDi = real_coordinates(self.in_dims, self.d_in, self.widths_Xi).to(self.W_enc_XiDiL.device)
+        self.W_enc_XiDiL.copy_(W_enc_XiDiL * real_XiDi[..., None])
+        if self.allowed_XiDiL is not None:
+            self.W_enc_XiDiL.mul_(self.allowed_XiDiL)
+
+    @torch.no_grad()
+    def folded(
+        self, scale_Xi: Float[Tensor, "*Xi"], shift_XiDi: Float[Tensor, "*Xi Di"], a_L: Float[Tensor, " L"]
+    ) -> "DenseEncoder":
+        raw = attrs.evolve(self, bias=True).to(self.W_enc_XiDiL)
+        raw.W_enc_XiDiL.copy_(self.weights() * scale_Xi[..., None, None] * a_L)
+        bias_L = 0 if self.b_enc_L is None else self.b_enc_L * a_L
+        assert raw.b_enc_L is not None
+        raw.b_enc_L.copy_(bias_L - rearrange(shift_XiDi, "... -> (...)") @ raw._W_IL())
+        return raw
+
+
+@module
+class PerSiteEncoder(nn.Module):
+    """Each site has latents of its own, which read that site only and lie end to end: `L = P x Lp`.
+
+    The encoder of the compound CLT (Circuit Tracing, 2025, "Architecture").
+
+    Args:
+        in_dims: `(n_sites,)`.
+        d_in: width of the activations read (`Di`).
+        n_latents_per_site: how many latents each site has (`Lp`).
+        bias: whether there is a `b_enc_L`.
+        widths_Xi: real width of each site where they differ.
+    """
+
+    in_dims: Dims = attrs.field(converter=tuple)
+    d_in: int
+    n_latents_per_site: int
+    bias: bool = True
+    widths_Xi: Dims | None = None
+
+    def __attrs_post_init__(self) -> None:
+        at_least("PerSiteEncoder.n_latents_per_site", self.n_latents_per_site, 1)
+        (n_hookpoints,) = self.in_dims
+        self.W_enc_PDiLp = nn.Parameter(torch.zeros(n_hookpoints, self.d_in, self.n_latents_per_site))
+        self.b_enc_L = _make_bias(self.n_latents, self.bias)
+
+    @property
+    def n_latents(self) -> int:
+        return n_sites(self.in_dims) * self.n_latents_per_site
+
+    def _site(self, p: int) -> slice:
+        return slice(p * self.n_latents_per_site, (p + 1) * self.n_latents_per_site)
+
+    def weights(self) -> Float[Tensor, "P Di L"]:
+        """The weights as a dense tensor, block-diagonal over sites."""
+        eye_PP = torch.eye(n_sites(self.in_dims), device=self.W_enc_PDiLp.device, dtype=self.W_enc_PDiLp.dtype)
+        return rearrange(einsum(self.W_enc_PDiLp, eye_PP, "P Di Lp, Q P -> Q Di P Lp"), "Q Di P Lp -> Q Di (P Lp)")
+
+    def linear(
+        self, x_BXiDi: Float[Tensor, "B P Di"], latents_l: Int[Tensor, " l"] | slice | None = None
+    ) -> Float[Tensor, "B l"]:
+        z_BPLp = einsum(x_BXiDi, self.W_enc_PDiLp, "B P Di, P Di Lp -> B P Lp")
+        z_BL = rearrange(z_BPLp, "B P Lp -> B (P Lp)")
+        return z_BL if latents_l is None else z_BL[:, latents_l]
+
+    def forward(self, x_BXiDi: Float[Tensor, "B P Di"]) -> Float[Tensor, "B L"]:
+        z_BL = self.linear(x_BXiDi)
+        return z_BL if self.b_enc_L is None else z_BL + self.b_enc_L
+
+    def attach(
+        self,
+        values_N: Float[Tensor, " N"],
+        x_BXiDi: Float[Tensor, "B P Di"],
+        indices_N: Int[Tensor, " N"],
+        offsets_B1: Int[Tensor, " B1"],
+    ) -> Float[Tensor, " N"]:
+        # One flat product: the row of token b's entry in site p's latents is (b, p) of x, its column is (p, l).
+        n_hookpoints = n_sites(self.in_dims)
+        site_N = indices_N // self.n_latents_per_site
+        rows_N = row_of_entry(offsets_B1) * n_hookpoints + site_N
+        counts = torch.bincount(rows_N, minlength=len(x_BXiDi) * n_hookpoints)
+        return attach_linear(
+            values_N,
+            rearrange(x_BXiDi, "B P Di -> (B P) Di"),
+            rearrange(self.W_enc_PDiLp, "P Di Lp -> Di (P Lp)"),
+            self.b_enc_L,
+            indices_N,
+            torch.nn.functional.pad(counts.cumsum(0), (1, 0)),
+        )
+
+    @torch.no_grad()
+    def assign_(self, W_enc_XiDiL: Float[Tensor, "P Di L"]) -> None:
+        real_PDi = real_coordinates(self.in_dims, self.d_in, self.widths_Xi).to(self.W_enc_PDiLp.device)
+        for p in range(n_sites(self.in_dims)):
+            self.W_enc_PDiLp[p].copy_(W_enc_XiDiL[p, :, self._site(p)] * real_PDi[p, :, None])
+
+    @torch.no_grad()
+    def folded(
+        self, scale_Xi: Float[Tensor, " P"], shift_XiDi: Float[Tensor, "P Di"], a_L: Float[Tensor, " L"]
+    ) -> "PerSiteEncoder":
+        raw = attrs.evolve(self, bias=True).to(self.W_enc_PDiLp)
+        a_PLp = a_L.reshape(-1, self.n_latents_per_site)
+        raw.W_enc_PDiLp.copy_(self.W_enc_PDiLp * scale_Xi[:, None, None] * a_PLp[:, None, :])
+        bias_L = 0 if self.b_enc_L is None else self.b_enc_L * a_L
+        assert raw.b_enc_L is not None
+        raw.b_enc_L.copy_(bias_L - raw.linear(shift_XiDi[None])[0])
+        return raw

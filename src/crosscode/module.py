@@ -1,0 +1,23 @@
+"""`@module`: attrs for `nn.Module`s. The attrs fields of a module are its spec, which is what gets saved."""
+
+from typing import TypeVar, dataclass_transform
+
+import attrs
+from torch import nn
+
+ModuleType = TypeVar("ModuleType", bound=type[nn.Module])
+
+
+def _start_as_module(self: nn.Module) -> None:
+    nn.Module.__init__(self)
+
+
+@dataclass_transform(field_specifiers=(attrs.field,))
+def module(cls: ModuleType) -> ModuleType:
+    """Make an `nn.Module` an attrs class.
+
+    Parameters and buffers are made in `__attrs_post_init__` and are no fields. `on_setattr` must be a
+    no-op: attrs otherwise writes validated fields past `nn.Module.__setattr__`, which loses sub-modules.
+    """
+    cls.__attrs_pre_init__ = _start_as_module  # type: ignore[attr-defined]
+    return attrs.define(cls, eq=False, slots=False, repr=False, on_setattr=attrs.setters.NO_OP)  # type: ignore[return-value]

@@ -1,0 +1,38 @@
+"""Sparsity penalties and auxiliary losses: each a function of the `Trace`, a mean over the tokens of the micro-batch.
+
+`norm` says how decoder norms weigh each latent (see `crosscode.models.combined_norm_L`); `latents` restricts a
+penalty to a contiguous range of latents.
+"""
+
+from collections.abc import Callable
+
+from jaxtyping import Float
+from torch import Tensor
+
+from crosscode.models import Trace
+from crosscode.penalties.dead import AuxK, PreActivation
+from crosscode.penalties.diffing import DeltaReconstruction, DifferenceWeighting
+from crosscode.penalties.sparsity import (
+    ExpectedL0,
+    L0Quadratic,
+    L0QuadraticRelative,
+    L1OfNorms,
+    TanhFrequency,
+    TanhSparsity,
+)
+
+SparsityPenalty = Callable[[Trace], Float[Tensor, ""]]
+
+__all__ = [
+    "AuxK",
+    "DeltaReconstruction",
+    "DifferenceWeighting",
+    "ExpectedL0",
+    "L0Quadratic",
+    "L0QuadraticRelative",
+    "L1OfNorms",
+    "PreActivation",
+    "SparsityPenalty",
+    "TanhFrequency",
+    "TanhSparsity",
+]

@@ -1,0 +1,78 @@
+"""Losses that keep latents alive, or bring dead ones back."""
+
+import attrs
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from crosscode.activations import Thresholded
+from crosscode.activations.base import scores
+from crosscode.checks import at_least
+from crosscode.kernels.selection import top_k_of_rows
+from crosscode.latents import Latents
+from crosscode.losses import batch_variance
+from crosscode.models import DecoderNorm, Trace, combined_norm_L
+
+
+@attrs.frozen
+class PreActivation:
+    """`sum_L ReLU(theta_L - z_L) a_L` on every latent that does not fire on a token (January 2025 update).
+
+    `z` is the pre-activation: taken after the JumpReLU its gradient to a silent latent would be zero.
+
+    Args:
+        jumprelu: the coder's own activation, whose thresholds are pulled down as well.
+        norm: how decoder norms over sites combine.
+        dead_after_tokens: restrict the loss to latents silent for that many tokens; None for all latents.
+    """
+
+    jumprelu: Thresholded
+    norm: DecoderNorm = "l1_of_l2"
+    dead_after_tokens: int | None = None
+
+    def __call__(self, trace: Trace) -> Float[Tensor, ""]:
+        a_L = combined_norm_L(trace.decoder_norms_LXo, self.norm)
+        if self.dead_after_tokens is not None:
+            a_L = a_L * (trace.tokens_since_fired_L >= self.dead_after_tokens)
+        return ((self.jumprelu.threshold_L - trace.pre_BL).relu() @ a_L).sum() / len(trace)
+
+
+@attrs.frozen
+class AuxK:
+    """Reconstruct the error with the `k` highest-scoring dead latents (Gao et al. 2024, appendix A.2).
+
+    `(1/B) sum (ehat - e)^2 / (1/B) sum (e - mean e)^2`, the error `e` detached, `ehat` without bias or skip: only the
+    dead latents' own encoder columns, biases and directions get a gradient. The usual weight is 1/32. A batch-level
+    term: under gradient accumulation it is taken per micro-batch.
+
+    Args:
+        k: how many dead latents reconstruct a token's error; usually half of `d_model` of one site.
+        dead_after_tokens: a latent silent for at least that many tokens is dead.
+        norm: how decoder norms over sites combine when dead latents are ranked; `none` for an unweighted ranking.
+    """
+
+    k: int
+    dead_after_tokens: int = 10_000_000
+    norm: DecoderNorm = "l1_of_l2"
+
+    def __attrs_post_init__(self) -> None:
+        at_least("AuxK.k", self.k, 1)
+        at_least("AuxK.dead_after_tokens", self.dead_after_tokens, 1)
+
+    def __call__(self, trace: Trace) -> Float[Tensor, ""]:
+        error_BXoDo = trace.error_BXoDo.detach()
+        dead_l = (trace.tokens_since_fired_L >= self.dead_after_tokens).nonzero()[:, 0]
+        if len(dead_l) == 0:
+            return error_BXoDo.new_zeros(())
+        encoder, decoder = trace.model.encoder, trace.model.decoder
+        z_Bl = encoder.linear(trace.inputs_BXiDi, dead_l)
+        if encoder.b_enc_L is not None:
+            z_Bl = z_Bl + encoder.b_enc_L[dead_l]
+        norms_l = combined_norm_L(trace.decoder_norms_LXo.detach(), self.norm)[dead_l]
+        among_dead_N, offsets_B1 = top_k_of_rows(scores(z_Bl, norms_l), self.k)
+        kept = Latents.from_entries(z_Bl.new_empty(len(among_dead_N)), among_dead_N, offsets_B1, len(dead_l))
+        kept_values_N = z_Bl[kept.rows_N, among_dead_N]
+        revived = Latents.from_entries(kept_values_N, dead_l[among_dead_N], offsets_B1, trace.model.n_latents)
+        ehat_BXoDo = decoder.linear(revived)
+        numerator = (ehat_BXoDo - error_BXoDo).square().sum() / len(trace)
+        return torch.nan_to_num(numerator / batch_variance(error_BXoDo), nan=0.0, posinf=0.0, neginf=0.0)

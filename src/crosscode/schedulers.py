@@ -1,0 +1,96 @@
+"""A schedule is a function of the step, so it has no state and nothing to save.
+
+Any `Callable[[int], float]` is a `Scheduler`. Steps count optimizer steps from 0.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+
+from crosscode.checks import at_least
+
+Scheduler = Callable[[int], float]
+
+
+def not_negative(instance: object, field: Any, value: Any) -> None:
+    """A validator: weights, rates and numbers of steps are never negative."""
+    at_least(f"{type(instance).__name__}.{field.name}", value, 0)
+
+
+@attrs.frozen
+class Constant:
+    """The same value at every step."""
+
+    value: float = attrs.field(converter=float, validator=not_negative)
+
+    def __call__(self, step: int) -> float:
+        return self.value
+
+
+@attrs.frozen
+class LinearRamp:
+    """From 0 at step 0 to `value` at step `steps`, then constant: `value * min(1, step / steps)`."""
+
+    value: float = attrs.field(converter=float, validator=not_negative)
+    steps: int = attrs.field(validator=not_negative)
+
+    def __call__(self, step: int) -> float:
+        return self.value if self.steps == 0 else self.value * min(1.0, step / self.steps)
+
+
+@attrs.frozen
+class WarmupStableDecay:
+    """Linear warm-up, then constant, then linear decay towards 0 at the end of the run.
+
+    `value * min(1, (step + 1) / warmup_steps) * min(1, (num_steps - step) / decay_steps)`; a number of steps of
+    0 switches its factor off. The crosscoder papers' usual choice is no warm-up and a decay over the last 20 %.
+    """
+
+    value: float = attrs.field(converter=float, validator=not_negative)
+    num_steps: int = attrs.field(validator=not_negative)
+    warmup_steps: int = attrs.field(default=0, validator=not_negative)
+    decay_steps: int = attrs.field(default=0, validator=not_negative)
+
+    def __call__(self, step: int) -> float:
+        up = 1.0 if self.warmup_steps == 0 else min(1.0, (step + 1) / self.warmup_steps)
+        left = max(0, self.num_steps - step)
+        down = 1.0 if self.decay_steps == 0 else min(1.0, left / self.decay_steps)
+        return self.value * up * down
+
+
+@attrs.frozen
+class Cosine:
+    """From `value` at step 0 along half a cosine to `final` at step `num_steps`, then constant."""
+
+    value: float = attrs.field(converter=float, validator=not_negative)
+    num_steps: int = attrs.field(validator=not_negative)
+    final: float = attrs.field(default=0.0, converter=float, validator=not_negative)
+
+    def __call__(self, step: int) -> float:
+        done = 1.0 if self.num_steps == 0 else min(1.0, step / self.num_steps)
+        return self.final + (self.value - self.final) * 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+@attrs.frozen
+class Join:
+    """One schedule after another: each of `parts` lasts its number of steps and counts its own from 0.
+
+    The last schedule goes on for ever.
+    """
+
+    parts: tuple[tuple[int, Scheduler], ...]
+    last: Scheduler
+
+    def __call__(self, step: int) -> float:
+        for steps, scheduler in self.parts:
+            if step < steps:
+                return scheduler(step)
+            step -= steps
+        return self.last(step)
+
+
+def as_scheduler(value: float | int | Scheduler) -> Scheduler:
+    """A number is a constant schedule."""
+    return value if callable(value) else Constant(float(value))

@@ -1,0 +1,285 @@
+"""The trainer: one loop for every scheme.
+
+weights of penalties at this step
+for each micro-batch:  scale, encode, activate -> observe who fired -> decode -> loss + sum of penalties -> backward
+gradient transforms -> learning rate -> optimizer step -> constraints -> callbacks are shown a `StepReport`
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, Literal
+
+import attrs
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from crosscode.activations import Activation
+from crosscode.batch import Batch
+from crosscode.checks import at_least
+from crosscode.errors import BadInput, CrosscodeError
+from crosscode.initialization import InitStrategy
+from crosscode.losses import LossFn
+from crosscode.models import SparseCoder, Trace
+from crosscode.penalties import SparsityPenalty
+from crosscode.schedulers import Scheduler, as_scheduler
+from crosscode.training.calibration import calibrate
+from crosscode.training.gradients import ClipNorm, Constraint, GradientTransform
+from crosscode.training.state import TrainState
+
+
+class NumericalError(CrosscodeError):
+    """A loss, penalty or gradient became NaN or infinite; nothing was stepped."""
+
+
+@attrs.frozen
+class Weighted:
+    """A penalty and its weight, a number or a function of the step.
+
+    Args:
+        penalty: any function of the `Trace` to a scalar.
+        weight: lambda, in units of the loss per unit of the penalty.
+    """
+
+    penalty: SparsityPenalty
+    weight: Scheduler = attrs.field(converter=as_scheduler)
+
+
+@attrs.frozen(eq=False)
+class StepReport:
+    """What one step did. Callbacks observe it; they never steer.
+
+    Attributes:
+        step: optimizer steps done, this one included.
+        tokens: tokens trained on so far.
+        loss: the whole objective, mean over the step's tokens.
+        terms: the reconstruction loss (`reconstruction`) and each penalty, unweighted.
+        weights: each penalty's weight at this step.
+        lr: learning rate of this step.
+        gradient_norm: norm before clipping, where a transform reports it.
+        trace: the forward pass of the last micro-batch.
+    """
+
+    step: int
+    tokens: int
+    loss: Float[Tensor, ""]
+    terms: Mapping[str, Float[Tensor, ""]]
+    weights: Mapping[str, float]
+    lr: float
+    gradient_norm: Float[Tensor, ""] | None
+    trace: Trace
+
+
+Callback = Callable[["Trainer", StepReport], None]
+
+
+@attrs.define(kw_only=True, eq=False)
+class Trainer:
+    """Trains any coder on any re-iterable of batches with any loss and penalties.
+
+    Args:
+        model: the coder.
+        data: raw activations; iterated afresh by each init strategy and by training, so nothing is used up.
+        loss: reconstruction loss.
+        penalties: named penalties and their weights; the names are those of the curves.
+        init: strategies run in order before the first step (not after a resume).
+        optimizer: over the coder's parameters; a parameter group may carry an `lr_multiplier`.
+        lr: learning rate, a number or a function of the step.
+        num_steps: optimizer steps of the whole run.
+        accumulate: micro-batches per step. Per-token terms equal the large batch's; BatchTopK's selection, AuxK and
+            other batch-level terms act per micro-batch.
+        gradients: transforms of gradients, in order.
+        constraints: what holds of parameters after every step.
+        callbacks: shown a `StepReport` after every step; may have `on_start`, `on_finish`
+            and `on_end`, each called with the trainer.
+        held_out: data that final thresholds are calibrated on; the training data if not given.
+        precision: `bf16` computes the dense products in bfloat16, with float32 masters and thresholds.
+        state: what a run knows; made fresh if not given.
+
+    Raises:
+        BadInput: a part that cannot work, before any data is read.
+    """
+
+    model: SparseCoder
+    data: Iterable[Batch]
+    loss: LossFn
+    penalties: Mapping[str, Weighted] = attrs.field(factory=dict)
+    init: Sequence[InitStrategy] = ()
+    optimizer: torch.optim.Optimizer
+    lr: Scheduler = attrs.field(converter=as_scheduler)
+    num_steps: int
+    accumulate: int = 1
+    gradients: Sequence[GradientTransform] = (ClipNorm(1.0),)
+    constraints: Sequence[Constraint] = ()
+    callbacks: Sequence[Callback] = ()
+    held_out: Iterable[Batch] | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
+    state: TrainState = attrs.field(
+        default=attrs.Factory(lambda self: TrainState.fresh(self.model.n_latents, self.model.device), takes_self=True)
+    )
+
+    def __attrs_post_init__(self) -> None:
+        at_least("num_steps", self.num_steps, 1)
+        at_least("accumulate", self.accumulate, 1)
+        if isinstance(self.data, Iterator):
+            raise BadInput("data is an iterator, which init strategies would use up: hand over something re-iterable.")
+        if not set(self._parameters()) <= {p for group in self.optimizer.param_groups for p in group["params"]}:
+            raise BadInput("optimizer does not hold all parameters of the model: build it on model.parameters().")
+        modules = set(self.model.modules())
+        for name, weighted in self.penalties.items():
+            for value in vars_of(weighted.penalty):
+                if isinstance(value, Activation) and value not in modules:
+                    raise BadInput(f"penalty {name!r} holds a {type(value).__name__} that is no part of the model.")
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def train(self) -> SparseCoder:
+        """Initialise, step until `num_steps` or the data ends, calibrate; resumes where a loaded state left off."""
+        self.initialize()
+        self.tell("on_start")
+        try:
+            batches = self.batches()
+            while self.state.step < self.num_steps:
+                micro_batches = list(islice(batches, self.accumulate))
+                if not micro_batches:
+                    break  # the data ended cleanly
+                report = self.step(micro_batches)
+                for callback in self.callbacks:
+                    callback(self, report)
+            self.finish()
+            self.tell("on_finish")
+        finally:
+            self.tell("on_end")
+        return self.model
+
+    def initialize(self) -> None:
+        """Run the init strategies, unless the run has already begun."""
+        if self.state.step == 0:
+            for strategy in self.init:
+                strategy(self.model, self.data)
+
+    def finish(self) -> None:
+        """What a trained coder needs: calibrated thresholds, eval mode."""
+        calibrate(self.model, self.data if self.held_out is None else self.held_out)
+        self.model.eval()
+
+    def step(self, micro_batches: Sequence[Batch]) -> StepReport:
+        """One optimizer step on the given micro-batches."""
+        model, state = self.model, self.state
+        model.train()
+        model.activation.at_step(state.step, self.num_steps)
+        weights = {name: weighted.weight(state.step) for name, weighted in self.penalties.items()}
+        n_tokens = sum(map(len, micro_batches))
+        if n_tokens == 0:
+            raise BadInput("a step needs at least one token.")
+        sums: dict[str, Tensor] = {}
+        trace: Trace | None = None
+        for batch in micro_batches:
+            share = len(batch) / n_tokens
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                trace = Trace.of(model, batch.to(model.device), state.tokens_since_fired_L)
+                state.observe(trace.latents)
+                terms = {"reconstruction": self.loss(trace)}
+                # A penalty of weight 0 is computed for its curve, without a graph.
+                for name, weighted in self.penalties.items():
+                    with torch.set_grad_enabled(weights[name] != 0):
+                        terms[name] = weighted.penalty(trace)
+            loss = terms["reconstruction"]
+            for name, weight in weights.items():
+                if weight != 0:
+                    loss = loss + weight * terms[name]
+            self._stop_unless_finite(loss, terms)
+            (loss * share).backward()
+            for name, value in {**terms, "": loss}.items():
+                sums[name] = sums.get(name, 0) + share * value.detach()
+        gradient_norm = self._transform_gradients()
+        lr = self.lr(state.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group.get("lr_multiplier", 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        for constraint in self.constraints:
+            constraint(model)
+        state.step += 1
+        total = sums.pop("")
+        assert trace is not None
+        return StepReport(state.step, state.tokens, total, sums, weights, lr, gradient_norm, trace)
+
+    def _transform_gradients(self) -> Tensor | None:
+        parameters = [parameter for parameter in self._parameters() if parameter.grad is not None]
+        norms = [transform(self.model, parameters) for transform in self.gradients]
+        norm = next((norm for norm in norms if norm is not None), None)
+        if norm is not None and not torch.isfinite(norm):
+            names = [
+                name for name, p in self.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()
+            ]
+            raise NumericalError(
+                f"step {self.state.step}: the gradient of {', '.join(names) or 'the coder'} is not finite."
+            )
+        return norm
+
+    def _stop_unless_finite(self, loss: Tensor, terms: Mapping[str, Tensor]) -> None:
+        if not torch.isfinite(loss):
+            culprits = [name for name, value in terms.items() if not torch.isfinite(value)]
+            raise NumericalError(
+                f"step {self.state.step}: {', '.join(culprits) or 'the weighted sum'} is not finite; nothing was stepped."
+            )
+
+    def batches(self) -> Iterator[Batch]:
+        """Batches from the state's cursor on, which moves with them.
+
+        Data with an `iter_from(cursor)` whose iterator has a `cursor()` says itself where it is and when it ends;
+        any other iterable is repeated, and skipped into by counting.
+        """
+        iter_from = getattr(self.data, "iter_from", None)
+        if iter_from is not None:
+            batches: Any = iter_from(self.state.cursor) if self.state.cursor else iter(self.data)
+            for batch in batches:
+                self.state.cursor = dict(batches.cursor())
+                yield batch
+            return
+        epoch, skip = self.state.cursor.get("epoch", 0), self.state.cursor.get("batch", 0)
+        while True:
+            n = 0
+            for n, batch in enumerate(self.data, start=1):
+                if n > skip:
+                    self.state.cursor = {"epoch": epoch, "batch": n}
+                    yield batch
+            if n == 0:
+                raise BadInput("data holds no batch.")
+            epoch, skip = epoch + 1, 0
+
+    def tell(self, moment: str) -> None:
+        """Call the callbacks that listen to `on_start`, `on_finish` or `on_end`."""
+        for callback in self.callbacks:
+            listener = getattr(callback, moment, None)
+            if listener is not None:
+                listener(self)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that changes: model, optimizer, state, data cursor and random state."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "tokens_since_fired_L": self.state.tokens_since_fired_L,
+            "progress": {"step": self.state.step, "tokens": self.state.tokens, "cursor": dict(self.state.cursor)},
+            "rng": torch.get_rng_state(),
+        }
+
+    def load_state_dict(self, parts: Mapping[str, Any]) -> None:
+        """Continue from what `state_dict` gave."""
+        self.model.load_state_dict(parts["model"])
+        self.optimizer.load_state_dict(parts["optimizer"])
+        self.state.tokens_since_fired_L.copy_(parts["tokens_since_fired_L"])
+        progress = parts["progress"]
+        self.state.step, self.state.tokens = progress["step"], progress["tokens"]
+        self.state.cursor = dict(progress["cursor"])
+        torch.set_rng_state(parts["rng"].cpu())
+
+
+def vars_of(part: object) -> list[object]:
+    """The values a part was built from: its attrs fields, or its attributes."""
+    if attrs.has(type(part)):
+        return [getattr(part, field.name) for field in attrs.fields(type(part))]
+    return list(getattr(part, "__dict__", {}).values())

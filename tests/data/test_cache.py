@@ -1,0 +1,255 @@
+"""The cache never lies, never stops a run, and spares the second run its harvest."""
+
+import json
+import logging
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crosscode.data import ActivationCache, Dataloader, Harvester, TokenSequences, load_language_model
+from crosscode.data import cache as cache_module
+from crosscode.errors import BadInput
+
+TOKENS_HS = torch.tensor([[0, 5, 6], [0, 7, 8]])
+
+
+def files(directory, suffix=""):
+    return sorted(file for file in Path(directory).rglob("*") if file.is_file() and file.name.endswith(suffix))
+
+
+@pytest.mark.parametrize("model_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("stored", [None, torch.bfloat16])
+def test_cold_and_warm_agree_to_the_bit(fake_model, tmp_path, model_dtype, stored):
+    """Fresh activations are rounded as stored ones are; bfloat16 works (spec fault 48)."""
+    model = fake_model(dtype=model_dtype)
+
+    cold = ActivationCache(tmp_path, dtype=stored).get(model, ["a", "b"], TOKENS_HS)
+    cache = ActivationCache(tmp_path, dtype=stored)
+    warm = cache.get(model, ["a", "b"], TOKENS_HS)
+
+    assert cold.dtype == warm.dtype == (stored or model_dtype)
+    assert torch.equal(cold, warm)
+    assert (len(model.harvested), cache.hits, cache.misses) == (1, 1, 0)
+
+
+def test_a_second_run_harvests_nothing_and_does_not_load_the_model(saved_model, documents, tmp_path):
+    """Same batches to the bit, in a loader whose model has no weights in memory."""
+
+    def run():
+        model = load_language_model(str(saved_model("Llama")))
+        cache = ActivationCache(tmp_path, dtype=torch.bfloat16)
+        harvester = Harvester(model, ["blocks.1.hook_resid_post"], cache=cache)
+        sequences = TokenSequences(documents(20), model, sequence_length=16)
+        batches = [batch.inputs_BXiDi for batch in Dataloader(sequences, harvester, 50, epochs=1)]
+        return model, cache, torch.cat(batches)
+
+    first_model, _, cold = run()
+    second_model, cache, warm = run()
+
+    assert (first_model.loaded, second_model.loaded, cache.misses) == (True, False, 0)
+    assert torch.equal(cold, warm)
+
+
+def test_whatever_activations_depend_on_changes_the_key(fake_model, tmp_path):
+    """Model, revision, dtype, hookpoints and their order, tokens and their shape, the stored dtype (spec fault 48)."""
+    model = fake_model(widths=dict.fromkeys(["a", "bc", "ab", "c"], 3))
+    other = fake_model(widths=model.widths)
+    other.identity = "fake@2:torch.float32"
+    half = fake_model(dtype=torch.bfloat16)
+    cache = ActivationCache(tmp_path)
+
+    keys = [
+        cache.key(model, ["a", "bc"], TOKENS_HS),
+        cache.key(model, ["ab", "c"], TOKENS_HS),
+        cache.key(model, ["bc", "a"], TOKENS_HS),
+        cache.key(model, ["a"], TOKENS_HS),
+        cache.key(other, ["a", "bc"], TOKENS_HS),
+        cache.key(half, ["a", "bc"], TOKENS_HS),
+        cache.key(model, ["a", "bc"], TOKENS_HS + 1),
+        cache.key(model, ["a", "bc"], TOKENS_HS.reshape(3, 2)),
+        ActivationCache(tmp_path, dtype=torch.bfloat16).key(model, ["a", "bc"], TOKENS_HS),
+    ]
+
+    assert len(set(keys)) == len(keys)
+    assert cache.key(model, ["a", "bc"], TOKENS_HS.int()) == keys[0]
+
+
+def test_names_never_become_paths(fake_model, tmp_path):
+    """Whatever a model or a hookpoint is called, all files lie in the directory under hexadecimal names."""
+    model = fake_model("../../up", widths={"/etc/passwd": 3, "..": 3})
+    ActivationCache(tmp_path / "cache").get(model, ["/etc/passwd", ".."], TOKENS_HS)
+
+    assert files(tmp_path) == files(tmp_path / "cache")
+    assert all(set(file.name.split(".")[0]) <= set("0123456789abcdef") for file in files(tmp_path))
+
+
+DAMAGES = {
+    "shard truncated": lambda index, shard: shard.write_bytes(shard.read_bytes()[:-3]),
+    "shard empty": lambda index, shard: shard.write_bytes(b""),
+    "shard grown": lambda index, shard: shard.write_bytes(shard.read_bytes() + b"0"),
+    "bit flipped": lambda index, shard: shard.write_bytes(shard.read_bytes()[:-1] + b"\x01"),
+    "index empty": lambda index, shard: index.write_bytes(b""),
+    "index no object": lambda index, shard: index.write_text("[1]"),
+    "index nested without end": lambda index, shard: index.write_text("[" * 60_000),
+    "index huge": lambda index, shard: index.write_text(" " * 100_000),
+    "size no number": lambda index, shard: index.write_text(json.dumps(json.loads(index.read_text()) | {"bytes": "9"})),
+    "size absurd": lambda index, shard: index.write_text(json.dumps(json.loads(index.read_text()) | {"bytes": 2**60})),
+    "checksum a path": lambda index, shard: index.write_text(
+        json.dumps(json.loads(index.read_text()) | {"sha256": "../../../../etc/passwd"})
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_entry_is_dropped_with_a_warning_and_harvested_again(fake_model, tmp_path, caplog, damage):
+    """One line names the entry; what comes back is right; the entry is whole afterwards."""
+    model, cache = fake_model(), ActivationCache(tmp_path)
+    right = cache.get(model, ["a"], TOKENS_HS)
+    (index,), (shard,) = files(tmp_path, ".json"), files(tmp_path, ".safetensors")
+    DAMAGES[damage](index, shard)
+
+    with caplog.at_level(logging.WARNING):
+        again = cache.get(model, ["a"], TOKENS_HS)
+
+    assert torch.equal(again, right)
+    assert len(caplog.messages) == 1
+    assert str(index) in caplog.messages[0]
+    assert "\n" not in caplog.messages[0]
+    assert torch.equal(cache.get(model, ["a"], TOKENS_HS), right)
+    assert (cache.hits, len(model.harvested)) == (1, 2)
+
+
+def test_a_shard_of_another_shape_is_not_believed_though_its_checksum_is_right(fake_model, tmp_path):
+    """A model whose width changed under the same identity gets a harvest, not a crash."""
+    cache = ActivationCache(tmp_path)
+    cache.get(fake_model(widths={"a": 3}), ["a"], TOKENS_HS)
+    wider = fake_model(widths={"a": 4})
+
+    assert cache.get(wider, ["a"], TOKENS_HS).shape == (2, 3, 1, 4)
+    assert len(wider.harvested) == 1
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_random_bytes_on_disk_never_give_a_wrong_tensor_or_an_error(fake_model, tmp_path_factory, data):
+    """Index or shard with bytes overwritten, inserted or cut anywhere: right activations, no exception."""
+    directory = tmp_path_factory.mktemp("fuzz")
+    model, cache = fake_model(), ActivationCache(directory)
+    right = cache.get(model, ["a"], TOKENS_HS)
+    file = data.draw(st.sampled_from(files(directory)))
+    content = file.read_bytes()
+    at, cut = data.draw(st.integers(0, len(content))), data.draw(st.integers(0, 20))
+    file.write_bytes(content[:at] + data.draw(st.binary(max_size=20)) + content[at + cut :])
+
+    logging.disable(logging.WARNING)
+    try:
+        assert torch.equal(cache.get(model, ["a"], TOKENS_HS), right)
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def test_a_cap_evicts_whole_entries_that_were_used_longest_ago(fake_model, tmp_path):
+    """The directory never holds more than the cap; what was read lately stays."""
+    model = fake_model()
+    probe = ActivationCache(tmp_path / "probe")
+    probe.get(model, ["a"], TOKENS_HS)
+    size = files(tmp_path / "probe", ".safetensors")[0].stat().st_size
+    cache = ActivationCache(tmp_path / "cache", max_bytes=3 * size)
+    batches = [TOKENS_HS + i for i in range(4)]
+    for age, tokens_HS in enumerate(batches[:3]):
+        cache.get(model, ["a"], tokens_HS)
+        index = cache._index(cache.key(model, ["a"], tokens_HS))
+        os.utime(index, (age, age))
+
+    cache.get(model, ["a"], batches[0])  # the oldest is used again
+    cache.get(model, ["a"], batches[3])
+
+    def cached(tokens_HS):
+        return cache._index(cache.key(model, ["a"], tokens_HS)).exists()
+
+    assert list(map(cached, batches)) == [True, False, True, True]
+    assert len(files(tmp_path / "cache", ".safetensors")) == len(files(tmp_path / "cache", ".json")) == 3
+
+
+def test_an_entry_beyond_the_cap_is_not_stored(fake_model, tmp_path, caplog):
+    """Nothing is evicted for what can never fit; the activations come all the same."""
+    cache = ActivationCache(tmp_path, max_bytes=10)
+
+    assert torch.equal(cache.get(fake_model(), ["a"], TOKENS_HS), fake_model().harvest(TOKENS_HS, ["a"]))
+    assert files(tmp_path) == []
+
+
+def test_a_full_disk_costs_the_entry_and_not_the_run(fake_model, tmp_path, caplog, monkeypatch):
+    """One warning, right activations, no litter."""
+
+    def no_space(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cache_module.os, "fsync", no_space)
+    cache = ActivationCache(tmp_path)
+
+    with caplog.at_level(logging.WARNING):
+        acts_HSPD = cache.get(fake_model(), ["a"], TOKENS_HS)
+
+    assert torch.equal(acts_HSPD, fake_model().harvest(TOKENS_HS, ["a"]))
+    assert [message for message in caplog.messages if "No space left on device" in message] == caplog.messages != []
+    assert files(tmp_path) == []
+
+
+def test_what_killed_processes_left_is_swept_away(fake_model, tmp_path):
+    """Temporary files and shards without index, once they are an hour old; younger ones may be someone's."""
+    cache = ActivationCache(tmp_path)
+    cache.get(fake_model(), ["a"], TOKENS_HS)
+    whole = files(tmp_path)
+    folder = whole[0].parent
+    for name, age in {".tmp-1-old": 7200, ".tmp-1-new": 0, "aa.bb.safetensors": 7200}.items():
+        (folder / name).write_bytes(b"")
+        os.utime(folder / name, (os.stat(folder / name).st_mtime - age,) * 2)
+
+    ActivationCache(tmp_path)
+
+    assert files(tmp_path) == sorted([*whole, folder / ".tmp-1-new"])
+
+
+def _fill(directory, FakeModel, start, rounds, results):
+    model, cache = FakeModel(), ActivationCache(directory, max_bytes=4_000)
+    wrong = 0
+    for i in range(rounds):
+        tokens_HS = TOKENS_HS + (start + i * 7) % 20
+        wrong += not torch.equal(cache.get(model, ["a"], tokens_HS), FakeModel().harvest(tokens_HS, ["a"]))
+    results.put((wrong, cache.hits, cache.misses))
+
+
+def test_processes_share_a_cache_while_it_evicts(fake_model, tmp_path):
+    """Two fill, read and evict the same entries at once: no error, no wrong tensor."""
+    context = multiprocessing.get_context("fork")
+    results = context.SimpleQueue()
+    processes = [
+        context.Process(target=_fill, args=(tmp_path, fake_model, start, 150, results)) for start in (0, 3)
+    ]
+    for process in processes:
+        process.start()
+    counts = [results.get() for _ in processes]
+    for process in processes:
+        process.join()
+
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert [wrong for wrong, _, _ in counts] == [0, 0]
+    assert sum(hits for _, hits, _ in counts) > 0
+    assert files(tmp_path, "tmp") == []
+
+
+def test_a_directory_that_cannot_be_used_is_refused(tmp_path):
+    """A file in its place, a cap or a dtype that is none."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match="cannot be made"):
+        ActivationCache(tmp_path / "file")
+    with pytest.raises(BadInput, match="max_bytes=0 must be at least 1"):
+        ActivationCache(tmp_path, max_bytes=0)
+    with pytest.raises(BadInput, match="int64 is not a floating-point dtype"):
+        ActivationCache(tmp_path, dtype=torch.int64)

@@ -1,0 +1,232 @@
+"""Batches: every token once an epoch, in an order of counters, resumable from three integers to the bit."""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crosscode.data import Dataloader, Harvester, TokenSequences
+from crosscode.errors import BadInput
+
+
+@pytest.fixture(scope="session")
+def loader(fake_model, documents):
+    """A small loader: `loader(batch_size, n_documents=…, model=…, hookpoints=…, **options)`."""
+
+    def make(batch_size=10, n_documents=30, model=None, hookpoints=("a", "b"), H=2, harvester: Any = None, **options):
+        model = model or fake_model()
+        sequences = TokenSequences(documents(n_documents), model, sequence_length=8, split="all", shuffle_sequences=16)
+        harvester = harvester or Harvester(model, hookpoints, sequences_at_once=H)
+        return Dataloader(sequences, harvester, batch_size, **({"shuffle_buffer": 100} | options))
+
+    return make
+
+
+def places(batches):
+    """What identifies each token of fake activations: its id and its position."""
+    return torch.cat([batch.inputs_BXiDi.flatten(1)[:, :2] for batch in batches]).tolist()
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 60), st.integers(60, 200), st.integers(1, 4), st.integers(1, 3), st.integers(0, 5))
+def test_every_token_is_served_once_an_epoch(loader, batch_size, shuffle_buffer, H, epochs, seed):
+    """Whatever the sizes: all batches full but the very last, no token lost, none twice (spec faults 43, 44)."""
+    data = loader(batch_size, n_documents=15, H=H, shuffle_buffer=shuffle_buffer, epochs=epochs, seed=seed)
+
+    batches = list(data)
+
+    in_order = torch.cat([harvest.acts_NMPD[:, 0, 0, :2] for harvest in data.harvests()]).tolist()
+    assert sorted(places(batches)) == sorted(in_order * epochs)
+    assert [len(batch) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
+    assert 1 <= len(batches[-1]) <= batch_size
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 60), st.integers(60, 200), st.integers(1, 3), st.data())
+def test_a_cursor_resumes_to_the_bit(loader, batch_size, shuffle_buffer, H, data):
+    """From any cursor, a new loader serves exactly the batches that would have followed, over epochs too."""
+
+    def new():
+        return loader(batch_size, n_documents=15, H=H, shuffle_buffer=shuffle_buffer, epochs=2)
+
+    iterator = iter(new())
+    cursors, batches = [iterator.cursor()], []
+    for batch in iterator:
+        batches.append(batch.inputs_BXiDi)
+        cursors.append(iterator.cursor())
+    k = data.draw(st.integers(0, len(batches)))
+
+    resumed = new().iter_from(cursors[k])
+
+    assert resumed.cursor() == cursors[k]
+    for expected, cursor in zip(batches[k:], cursors[k + 1 :]):
+        assert torch.equal(next(resumed).inputs_BXiDi, expected)
+        assert resumed.cursor() == cursor
+    assert next(resumed, None) is None
+
+
+def test_resuming_harvests_two_blocks_again_and_no_more(loader, fake_model):
+    """What came before the blocks in flight is tokenised, never harvested."""
+    model = fake_model()
+    data = loader(10, n_documents=100, model=model)
+    at_start = len(model.harvested)
+    iterator = iter(data)
+    for _ in range(30):
+        next(iterator)
+    model.harvested.clear()
+
+    next(data.iter_from(iterator.cursor()))
+
+    assert at_start == 0
+    assert iterator.cursor()["unit"] > 3
+    assert len(model.harvested) <= 3 * data.harvests_per_block  # two, and one more if the batch crosses a unit
+
+
+def test_every_iteration_starts_at_the_first_token(loader):
+    """Normalisation and calibration take nothing away from training (spec fault 42: not even one batch)."""
+    data = loader()
+    for _ in itertools.islice(data, 3):
+        pass
+    first, second = (list(itertools.islice(data, 5)) for _ in range(2))
+
+    assert places(first) == places(second)
+
+
+def test_batches_are_not_overwritten_by_later_ones(loader):
+    """The ring is refilled in place, the batches are not views of it."""
+    iterator = iter(loader())
+    first = next(iterator).inputs_BXiDi
+    copy = first.clone()
+    for _ in range(20):
+        next(iterator)
+
+    assert torch.equal(first, copy)
+
+
+def test_the_order_follows_seed_and_epoch_and_mixes_the_text(loader):
+    """Other seeds and other epochs give other orders; a batch holds tokens of many sequences."""
+    one, other = (places(loader(200, shuffle_buffer=400, seed=seed, epochs=1)) for seed in (0, 1))
+    two_epochs = places(loader(200, shuffle_buffer=400, epochs=2))
+
+    assert one != other
+    assert sorted(one) == sorted(other)
+    assert two_epochs[: len(one)] == one
+    assert two_epochs[len(one) :] != one
+    runs = sum(b[1] == a[1] + 1 for a, b in zip(one, one[1:]))  # neighbours that were neighbours in the text
+    assert runs < 0.4 * len(one)
+
+
+def test_epochs_end_or_go_on_as_asked(loader):
+    """A number of epochs ends the iteration cleanly; None goes on for ever (spec fault 39)."""
+    n_tokens = len(places(loader(epochs=1)))
+
+    assert len(places(loader(epochs=3))) == 3 * n_tokens
+    assert len(places(itertools.islice(loader(), n_tokens))) == 10 * n_tokens
+
+
+def test_an_acausal_crosscoder_reads_and_writes_models_and_hookpoints(loader, fake_model):
+    """The same tensor in and out, x_BMPD; squeezed to x_BD it is the data of a plain SAE."""
+    harvester = Harvester([fake_model("x"), fake_model("y", widths={"a": 5, "b": 4})], ["a", "b"])
+    data = loader(harvester=harvester)
+    batch = next(iter(data))
+
+    assert batch.inputs_BXiDi is batch.targets_BXoDo
+    assert batch.inputs_BXiDi.shape == (10, 2, 2, 5)
+    assert (data.in_dims, data.d_in, data.widths_Xi) == ((2, 2), 5, ((3, 3), (5, 4)))
+    assert (data.out_dims, data.d_out, data.widths_Xo) == ((2, 2), 5, ((3, 3), (5, 4)))
+    assert (data.model_names, data.hookpoints) == (("x", "y"), ("a", "b"))
+    assert torch.tensor(data.widths_Xi).shape == data.in_dims
+
+
+@pytest.mark.parametrize(
+    ("widths", "n_models", "options", "shapes", "real_widths"),
+    [
+        ({"a": 3}, 1, {}, ((1, 1, 3), (1, 1, 3)), (None, None)),
+        ({"a": 3}, 1, {"squeeze": True}, ((3,), (3,)), (None, None)),
+        ({"a": 3, "b": 3}, 1, {"squeeze": True}, ((2, 3), (2, 3)), (None, None)),
+        ({"a": 3}, 2, {"squeeze": True}, ((2, 3), (2, 3)), (None, None)),
+        ({"a": 3, "b": 5}, 1, {"reads": "a", "writes": "b"}, ((3,), (5,)), (None, None)),
+        ({"a": 3, "b": 5}, 1, {"reads": "b", "writes": ["a"]}, ((5,), (1, 3)), (None, None)),
+        ({"a": 3, "b": 5}, 1, {"reads": ["a", "b"], "writes": ["b", "a"]}, ((2, 5), (2, 5)), ((3, 5), (5, 3))),
+        ({"a": 3, "b": 5}, 2, {"reads": "a", "writes": ["a", "b"]}, ((2, 3), (2, 2, 5)), (None, ((3, 5), (3, 5)))),
+        ({"a": 3, "b": 5}, 1, {"reads": "a"}, ((3,), (3,)), (None, None)),
+    ],
+)
+def test_reads_and_writes_say_what_is_input_and_what_is_target(
+    loader, fake_model, widths, n_models, options, shapes, real_widths
+):
+    """A name drops the axis P, a list keeps it, one model has no axis M; widths may differ (spec fault 33)."""
+    models = [fake_model(name, widths=widths) for name in "xy"[:n_models]]
+    harvester = Harvester(models, list(widths))
+    data = loader(harvester=harvester, **options)
+    batch = next(iter(data))
+
+    assert (batch.inputs_BXiDi.shape[1:], batch.targets_BXoDo.shape[1:]) == shapes
+    assert ((*data.in_dims, data.d_in), (*data.out_dims, data.d_out)) == shapes
+    assert (data.widths_Xi, data.widths_Xo) == real_widths
+    tokens = batch.inputs_BXiDi.flatten(1)[:, 0]
+    assert torch.equal(batch.targets_BXoDo.flatten(1)[:, 0], tokens)
+    if options.get("writes") == "b":
+        assert batch.targets_BXoDo[0, 2] == torch.tensor(1 + 1 / 3)
+
+
+def test_batches_are_float32_unless_another_dtype_is_asked_for(loader, fake_model):
+    """bfloat16 activations are widened exactly; `dtype` says otherwise."""
+    model = fake_model(dtype=torch.bfloat16)
+    wide, half = next(iter(loader(model=model))), next(iter(loader(model=model, dtype=torch.bfloat16)))
+
+    assert (wide.inputs_BXiDi.dtype, half.inputs_BXiDi.dtype) == (torch.float32, torch.bfloat16)
+    assert torch.equal(wide.inputs_BXiDi, half.inputs_BXiDi.float())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size=0 must be at least 1"),
+        ({"batch_size": 101}, "batch_size=101 is larger than shuffle_buffer=100"),
+        ({"epochs": 0}, "epochs=0 must be at least 1, or None"),
+        ({"batch_size": 5000, "shuffle_buffer": 10_000}, r"batch_size=5000 is larger than the data: \d+ sequences of 8"),
+        ({"reads": "aa"}, "reads='aa' is not among the harvested hookpoints"),
+        ({"reads": "a", "writes": ["b", "c"]}, "writes='c' is not among the harvested hookpoints"),
+        ({"writes": "b"}, "writes='b' needs reads"),
+        ({"reads": []}, "reads is empty"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_any_harvest(loader, fake_model, options, message):
+    """Sizes are compared with the buffer and the text, names with the hookpoints."""
+    model = fake_model()
+
+    with pytest.raises(BadInput, match=message):
+        loader(model=model, **options)
+
+    assert model.harvested == []
+
+
+def test_a_batch_larger_than_what_masking_leaves_is_found_at_the_end_of_the_first_epoch(fake_model):
+    """Enough text, too few tokens: the error counts those that are left."""
+    model = fake_model()
+    sequences = TokenSequences([[5] * 80], model, sequence_length=8, split="all")
+
+    for drop_first, message in {5: "larger than the data: 33 tokens after masking", 8: "nothing is left"}.items():
+        data = Dataloader(sequences, Harvester(model, "a", drop_first=drop_first), 70)
+        with pytest.raises(BadInput, match=message):
+            next(iter(data))
+
+
+@pytest.mark.parametrize(
+    "cursor",
+    [{}, {"epoch": 0, "unit": 0}, {"epoch": 0, "unit": 0, "offset": -1}, {"epoch": 0, "unit": 0.0, "offset": 0}],
+)
+def test_a_cursor_that_is_none_is_refused(loader, cursor):
+    """Keys missing, negative, or no integer."""
+    with pytest.raises(BadInput, match="is not a position in the data: epoch, offset, unit"):
+        loader().iter_from(cursor)
+
+
+def test_a_cursor_of_other_data_is_refused(loader):
+    """An offset beyond its unit cannot have come from here."""
+    with pytest.raises(BadInput, match="beyond its unit"):
+        next(loader().iter_from({"epoch": 0, "unit": 0, "offset": 1000}))

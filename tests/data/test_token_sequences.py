@@ -1,0 +1,347 @@
+"""Text is packed without loss, ordered by counters, and refused in one line when it cannot be read."""
+
+import gzip
+import itertools
+import json
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crosscode.data import TokenSequences
+from crosscode.data import documents as sources
+from crosscode.errors import BadInput, CrosscodeError
+
+BOS, EOS = 0, 1
+id_lists = st.lists(st.lists(st.integers(2, 63), max_size=30), min_size=1, max_size=12).filter(any)
+
+
+def ids_of(sequences):
+    return [sequence.tokens_S.tolist() for sequence in sequences]
+
+
+@settings(max_examples=60, deadline=None)
+@given(id_lists, st.integers(2, 12), st.booleans(), st.sampled_from(["eos", "bos", "none"]))
+def test_packing_keeps_every_token_in_order(fake_model, docs, S, prepend_bos, separator):
+    """Without the tokens that were added, the sequences are the documents laid end to end; the end may be padded."""
+    packed = TokenSequences(
+        docs, fake_model(), sequence_length=S, prepend_bos=prepend_bos, separator=separator, split="all", short="pad"
+    )
+
+    sequences = list(packed.in_order())
+
+    kept = [(t, d) for s in sequences for t, d in zip(s.tokens_S.tolist(), s.documents_S.tolist()) if d >= 0]
+    assert kept == [(token, i) for i, doc in enumerate(docs) for token in doc]
+    assert all(len(sequence.tokens_S) == S for sequence in sequences)
+    assert [sequence.index for sequence in sequences] == list(range(len(sequences)))
+    if prepend_bos:
+        assert all(sequence.tokens_S[0] == BOS and sequence.tokens_S[1] != BOS for sequence in sequences)
+    added = [t for s in sequences for t, d in zip(s.tokens_S.tolist(), s.documents_S.tolist()) if d == -1]
+    assert added.count(EOS) == (sum(map(bool, docs)) if separator == "eos" else 0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(id_lists, st.integers(2, 12))
+def test_only_a_short_last_sequence_is_dropped(fake_model, docs, S):
+    """The last full sequence is there (spec fault 44), and no sequence is short."""
+    options: dict[str, Any] = {"sequence_length": S, "split": "all"}
+    padded = ids_of(TokenSequences(docs, fake_model(), short="pad", **options).in_order())
+    n_padding = sum((s.documents_S == -2).sum().item() for s in TokenSequences(docs, fake_model(), short="pad", **options))
+
+    dropped = ids_of(TokenSequences(docs, fake_model(), **options).in_order())
+
+    assert dropped == (padded[:-1] if n_padding else padded)
+
+
+def test_a_text_that_fills_its_last_sequence_exactly_loses_nothing(fake_model):
+    """2,000 tokens are 100 sequences of 20, not 99 (spec fault 44)."""
+    packed = TokenSequences(
+        [[5] * 2000], fake_model(), sequence_length=20, prepend_bos=False, separator="none", split="all"
+    )
+
+    assert len(list(packed)) == 100
+
+
+def test_documents_are_joined_as_the_policy_says(fake_model):
+    """Two documents under each policy, token by token (spec fault 45)."""
+    docs = [[5, 6, 7], [8, 9]]
+
+    def packed(**policy):
+        options: dict[str, Any] = {"sequence_length": 4, "split": "all", "short": "pad", "seed": None} | policy
+        return ids_of(TokenSequences(docs, fake_model(), **options))
+
+    assert packed(prepend_bos=True, separator="eos") == [[BOS, 5, 6, 7], [BOS, EOS, 8, 9], [BOS, EOS, EOS, EOS]]
+    assert packed(prepend_bos=True, separator="bos") == [[BOS, 5, 6, 7], [BOS, 8, 9, EOS]]
+    assert packed(prepend_bos=False, separator="bos") == [[BOS, 5, 6, 7], [BOS, 8, 9, EOS]]
+    assert packed(prepend_bos=False, separator="none") == [[5, 6, 7, 8], [9, EOS, EOS, EOS]]
+
+
+def test_the_policy_follows_the_model_unless_it_is_given(fake_model):
+    """BOS when the model has one; EOS between documents, else BOS, else nothing."""
+    assert TokenSequences(["w1"], fake_model()).separator == "eos"
+    assert TokenSequences(["w1"], fake_model(eos_id=None)).separator == "bos"
+    bare = TokenSequences(["w1"], fake_model(bos_id=None, eos_id=None))
+    assert (bare.prepend_bos, bare.separator) == (False, "none")
+
+
+def test_a_separator_that_a_document_brings_along_is_not_doubled(fake_model):
+    """Pre-tokenised documents often end in EOS or begin with BOS already."""
+    options: dict[str, Any] = {"sequence_length": 8, "split": "all", "short": "pad", "seed": None}
+
+    assert ids_of(TokenSequences([[BOS, 5, EOS], [6, EOS]], fake_model(), **options)) == [[BOS, 5, EOS, 6, EOS, EOS, EOS, EOS]]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 60), st.integers(1, 20), st.integers(0, 3), st.integers(0, 2))
+def test_iteration_can_start_anywhere(fake_model, start, block, seed, epoch):
+    """iter_from(k) is what a whole pass yields from its k-th sequence on, in the same order."""
+    docs = [[5 + i % 50] * (3 + i % 7) for i in range(60)]
+    packed = TokenSequences(docs, fake_model(), sequence_length=8, seed=seed, shuffle_sequences=block)
+
+    whole = ids_of(packed.iter_from(0, epoch))
+
+    assert ids_of(packed.iter_from(start, epoch)) == whole[start:]
+
+
+def test_the_order_is_a_function_of_the_seed_and_the_epoch(fake_model, documents):
+    """Each seed and each epoch has an order of its own, of the same sequences; None keeps the text's."""
+    docs = documents(200)
+
+    def order(seed, epoch=0):
+        packed = TokenSequences(docs, fake_model(), sequence_length=16, seed=seed, shuffle_sequences=64)
+        return [sequence.index for sequence in packed.iter_from(0, epoch)]
+
+    assert order(0) == order(0)
+    assert len({tuple(order(0)), tuple(order(1)), tuple(order(0, epoch=1))}) == 3
+    assert sorted(order(0)) == order(None) == list(range(len(order(0))))
+
+
+def test_training_and_held_out_documents_are_disjoint_and_complete(fake_model, documents):
+    """Every n-th document is held out, and training never sees it."""
+    docs = documents(100)
+
+    def seen(split):
+        packed = TokenSequences(docs, fake_model(), split=split, held_out_every=10, sequence_length=4, short="pad")
+        return set(torch.cat([s.documents_S for s in packed]).unique().tolist()) - {-1, -2}
+
+    assert seen("held_out") == set(range(9, 100, 10))
+    assert seen("train") == set(range(100)) - seen("held_out")
+    assert seen("all") == set(range(100))
+
+
+@pytest.fixture
+def text_files(tmp_path):
+    """The same two documents in every format that is read."""
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [{"text": "w1 w2", "n": 1}, {"text": "w3 w4", "n": 2}]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "a.jsonl").write_text(lines)
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    (tmp_path / "a.txt").write_text("w1\nw2\n\n\nw3 w4\n")
+    with gzip.open(tmp_path / "a.jsonl.gz", "wt") as file:
+        file.write(lines)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.txt", "a.jsonl.gz", "a.parquet"])
+def test_every_local_format_gives_the_same_documents(fake_model, text_files, name):
+    """parquet, JSON lines, JSON, gzipped JSON lines and paragraphs of plain text."""
+    packed = TokenSequences(str(text_files / name), fake_model(), sequence_length=7, split="all")
+
+    assert ids_of(packed) == [[BOS, 4, 5, EOS, 6, 7, EOS]]
+
+
+def test_a_folder_is_all_its_files_in_the_order_of_their_names(fake_model, text_files):
+    """Sub-folders included, other files ignored."""
+    (text_files / "deeper").mkdir()
+    (text_files / "deeper" / "b.txt").write_text("w9")
+    (text_files / "notes.md").write_text("w0")
+    packed = TokenSequences(text_files, fake_model(), sequence_length=5 * 6 + 2 + 1, split="all")
+
+    (only,) = ids_of(packed)
+
+    assert only[1:] == [4, 5, EOS, 6, 7, EOS] * 5 + [12, EOS]
+
+
+def test_a_column_of_token_ids_is_read_as_such(fake_model, tmp_path):
+    """Pre-tokenised data sets need no tokenizer."""
+    (tmp_path / "ids.jsonl").write_text('{"ids": [5, 6]}\n{"ids": [7]}\n')
+    packed = TokenSequences(tmp_path / "ids.jsonl", fake_model(), text_column="ids", sequence_length=6, split="all")
+
+    assert ids_of(packed) == [[BOS, 5, 6, EOS, 7, EOS]]
+
+
+class Hub:
+    """A streamed data set that breaks when it reaches certain rows, each a number of times."""
+
+    def __init__(self, rows, breaks=()):
+        self.rows, self.breaks, self.start = rows, list(breaks), 0
+
+    def skip(self, n):
+        skipped = Hub(self.rows, ())
+        skipped.breaks, skipped.start = self.breaks, n
+        return skipped
+
+    def __iter__(self):
+        for i in range(self.start, len(self.rows)):
+            if i in self.breaks:
+                self.breaks.remove(i)
+                raise ConnectionError("the network is gone")
+            yield self.rows[i]
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """Replaces `datasets.load_dataset`, and the pause between tries."""
+    import datasets
+
+    def install(found):
+        def load_dataset(name, config, **options):
+            assert options["streaming"] is True
+            if isinstance(found, Exception):
+                raise found
+            return found
+
+        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+        monkeypatch.setattr(sources.time, "sleep", lambda seconds: None)
+
+    return install
+
+
+def test_a_hub_stream_that_breaks_goes_on_where_it_broke(fake_model, hub):
+    """No row twice, none lost, wherever the network fails."""
+    rows = [{"text": f"w{i}"} for i in range(40)]
+    hub(Hub(rows, breaks=[0, 7, 7, 7, 7, 8, 39]))
+    options: dict[str, Any] = {"separator": "none", "prepend_bos": False, "sequence_length": 40, "split": "all"}
+
+    (sequence,) = ids_of(TokenSequences("some/dataset", fake_model(), **options))
+
+    assert sequence == [i + 3 for i in range(40)]
+
+
+def test_a_hub_stream_that_stays_broken_is_given_up_with_its_place(fake_model, hub):
+    """Five times in a row without a document, then one line says where."""
+    hub(Hub([{"text": f"w{i}"} for i in range(40)], breaks=[7] * 5))
+
+    with pytest.raises(CrosscodeError, match="'some/dataset' broke at document 7, 5 times in a row: the network is gone"):
+        list(TokenSequences("some/dataset", fake_model(), sequence_length=4))
+
+
+def test_an_unknown_hub_name_is_refused_in_one_line(fake_model, hub):
+    """Whatever `datasets` raises becomes one line with name, config and split."""
+    hub(ValueError("Unknown split\nand a page more"))
+
+    with pytest.raises(BadInput, match="'some/dataset' .*'train'.* the hub did not give it: Unknown split$"):
+        list(TokenSequences("some/dataset", fake_model()))
+
+
+def test_a_missing_text_column_lists_the_columns(fake_model, text_files, hub):
+    """In files of each kind and on the hub, with the close match."""
+    hub(Hub([{"content": "w1", "texts": "w2"}]))
+    for source in [text_files / "a.jsonl", text_files / "a.json", text_files / "a.parquet"]:
+        with pytest.raises(BadInput, match=r"text_column 'txt' .*Did you mean 'text'\? Columns: 'text', 'n'\.$"):
+            list(TokenSequences(source, fake_model(), text_column="txt"))
+    with pytest.raises(BadInput, match=r"text_column 'text' .*'some/dataset'.* Columns: 'content', 'texts'\.$"):
+        list(TokenSequences("some/dataset", fake_model()))
+
+
+def test_what_cannot_be_found_is_refused_before_anything_is_read(fake_model, tmp_path):
+    """Files, folders, and names that look like files."""
+    (tmp_path / "corpus.jsonl").write_text("")
+    (tmp_path / "empty").mkdir()
+    for source, message in {
+        tmp_path / "corpsu.jsonl": r"does not exist\. Did you mean 'corpus\.jsonl'\?$",
+        str(tmp_path / "nowhere" / "a.txt"): "Nor does its folder",
+        "no_such_file.parquet": "does not exist",
+        str(tmp_path / "empty"): r"holds no \.parquet",
+    }.items():
+        with pytest.raises(BadInput, match=message):
+            TokenSequences(source, fake_model())
+    (tmp_path / "a.csv").write_text("a")
+    with pytest.raises(BadInput, match=r"suffix must be one of \.parquet"):
+        TokenSequences(str(tmp_path / "a.csv"), fake_model())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"text": "w1"}\n{"text": ', "line 2 is not JSON"),
+        (b'["w1"]\n', "must be an object with a key 'text', not list"),
+        (b'{"text": 7}\n', "document 0 is neither a text nor a list of token ids"),
+        (b'{"text": ["w1"]}\n', "document 0 is neither a text nor a list of token ids"),
+        (b'{"text": [5, 99]}\n', "token ids from 5 to 99; the vocabulary of 'fake' ends at 63"),
+        (b'{"text": [-1, 5]}\n', "token ids from -1 to 5"),
+        (b"\xff\xfe\n", "could not be read"),
+        (b"", "has no document in its split 'all'"),
+        (b'{"text": null}\n{"text": ""}\n', "has no document in its split 'all'"),
+    ],
+)
+def test_text_that_cannot_be_used_is_refused_in_one_line(fake_model, tmp_path, content, message):
+    """Broken JSON, wrong types, ids of another vocabulary, wrong encoding, nothing at all."""
+    (tmp_path / "a.jsonl").write_bytes(content)
+
+    with pytest.raises(BadInput, match=message) as raised:
+        list(TokenSequences(tmp_path / "a.jsonl", fake_model(), split="all"))
+
+    assert "\n" not in str(raised.value)
+
+
+def test_broken_files_of_every_kind_are_refused(fake_model, tmp_path):
+    """A parquet file or a gzip archive that is none."""
+    for name in ("a.parquet", "a.jsonl.gz", "a.json"):
+        (tmp_path / name).write_bytes(b"no such thing")
+        with pytest.raises(BadInput, match=f"{name}' could not be read"):
+            list(TokenSequences(tmp_path / name, fake_model()))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sequence_length": 1}, "sequence_length=1 must be at least 2"),
+        ({"sequence_length": 65}, "sequence_length=65 is beyond the context of 'fake', 64 tokens"),
+        ({"split": "trian"}, "split 'trian' .* Did you mean 'train'"),
+        ({"separator": "EOS"}, "separator 'EOS' is not one of eos, bos, none"),
+        ({"short": "wrap"}, "short 'wrap' is not one of drop, pad"),
+        ({"held_out_every": 1}, "held_out_every=1 must be at least 2"),
+        ({"shuffle_sequences": 0}, "shuffle_sequences=0 must be at least 1"),
+        ({"separator": "bos", "model": {"bos_id": None}}, "separator='bos': model 'fake' has no BOS"),
+        ({"prepend_bos": True, "model": {"bos_id": None}}, "prepend_bos=True: model 'fake' has no BOS"),
+        ({"separator": "eos", "model": {"eos_id": None}}, "separator='eos': model 'fake' has no EOS"),
+        ({"source": iter(["w1"])}, "can be read only once"),
+    ],
+)
+def test_options_that_cannot_work_are_refused_at_once(fake_model, options, message):
+    """Before a document is read."""
+    options: dict[str, Any] = {"source": ["w1"], "model": {}, "sequence_length": 8} | options
+    options["model"] = fake_model(context_length=64, **options["model"])
+
+    with pytest.raises(BadInput, match=message):
+        TokenSequences(**options)
+
+
+def test_identity_follows_text_and_policy(fake_model, tmp_path):
+    """Equal for equal text and policy; different for another text, length, split or vocabulary."""
+    (tmp_path / "a.txt").write_text("w1")
+    (tmp_path / "copy.txt").write_text("w1")
+    (tmp_path / "b.txt").write_text("w2")
+
+    def identity(name="a.txt", vocabulary=None, **options):
+        model = fake_model(vocabulary=vocabulary) if vocabulary else fake_model()
+        return TokenSequences(tmp_path / name, model, **options).identity
+
+    assert identity() == identity("copy.txt")
+    others = [identity("b.txt"), identity(sequence_length=64), identity(split="all"), identity(vocabulary={"w": 0})]
+    assert len({identity(), *others}) == 5
+
+
+def test_what_is_iterated_twice_is_the_same(fake_model, documents):
+    """Calibrating is iterating: nothing is taken away from training."""
+    packed = TokenSequences(documents(50), fake_model(), sequence_length=16)
+    list(itertools.islice(packed, 3))
+
+    assert ids_of(packed) == ids_of(packed)

@@ -1,0 +1,69 @@
+"""Folding and canonicalising change nothing that a user of the coder sees."""
+
+import pytest
+import torch
+from strategies import PRODUCT, SHAPES, in_eval_mode, random_batch, random_coder
+
+from crosscode.activations import JumpReLU, PerSite, ReLU, TopK
+from crosscode.models import combined_norm_L
+
+
+@pytest.mark.parametrize(("shape", "activation"), PRODUCT)
+def test_a_folded_coder_is_the_same_function_of_raw_activations(shape: str, activation: str) -> None:
+    """Raw reconstructions are equal; latents are equal times `canonical_factor_L`; scales are gone; once is enough."""
+    coder = random_coder(shape, activation)
+    x_BXiDi = random_batch(coder).inputs_BXiDi
+    in_eval_mode(coder, x_BXiDi)
+    folded = coder.folded()
+    latents_BL, factor_L = coder.encode(x_BXiDi).dense(), coder.canonical_factor_L()
+    assert (latents_BL > 0).any()
+    torch.testing.assert_close(folded.encode(x_BXiDi).dense(), latents_BL * factor_L)
+    torch.testing.assert_close(folded(x_BXiDi), coder(x_BXiDi))
+    assert (folded.scale_in_Xi == 1).all()
+    assert (folded.scale_out_Xo == 1).all()
+    assert (folded.shift_in_XiDi == 0).all()
+    assert (folded.shift_out_XoDo == 0).all()
+    assert not folded.training
+    torch.testing.assert_close(folded.folded()(x_BXiDi), coder(x_BXiDi))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("activation", ["relu", "jumprelu", "topk", "topk_l2", "batch_topk"])
+def test_a_canonical_decoder_has_norm_one(shape: str, activation: str) -> None:
+    """Without scales, the combined decoder norm of a folded coder is 1 and its latents are what they write."""
+    coder = random_coder(shape, activation)
+    coder.scale_out_Xo.fill_(1)
+    norm = coder.activation.score_norm or "l1_of_l2"
+    norms_L = combined_norm_L(coder.folded().decoder.norms_LXo(), norm)
+    torch.testing.assert_close(norms_L, torch.ones_like(norms_L))
+
+
+@pytest.mark.parametrize("activation", ["relu", "jumprelu", "topk"])
+def test_latents_without_a_decoder_keep_their_size(activation: str) -> None:
+    """A zero decoder has no norm to divide by: its factor is 1 and nothing becomes NaN."""
+    coder = random_coder("crosscoder", activation).eval()
+    with torch.no_grad():
+        coder.decoder.W_dec_LXoDo[3] = 0
+    x_BXiDi = random_batch(coder).inputs_BXiDi
+    assert coder.canonical_factor_L()[3] == 1
+    torch.testing.assert_close(coder.folded()(x_BXiDi), coder(x_BXiDi))
+
+
+def test_an_unweighted_ranking_among_the_parts_is_not_reordered() -> None:
+    """One unweighted TopK is enough to keep the whole coder from being canonicalised."""
+    coder = random_coder("compound", "relu")
+    coder.activation = PerSite([ReLU(), TopK(1, weighted=False), JumpReLU(4).double()])
+    assert (coder.canonical_factor_L() == 1).all()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_folding_leaves_the_original_alone(shape: str) -> None:
+    """Folding returns a new coder; its parameters are its own."""
+    coder = random_coder(shape, "batch_topk")
+    before = {name: value.clone() for name, value in coder.state_dict().items()}
+    folded = coder.folded()
+    with torch.no_grad():
+        for parameter in folded.parameters():
+            parameter.add_(1)
+    after = coder.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
