@@ -54,7 +54,7 @@ def clt_l1(
         init=[NormalizeActivations(), CLTUniform(seed=run.seed), DecoderBias("mean")],
         loss=SummedSquaredError(),
         penalties={"l1": Weighted(L1OfNorms(norm="l1_of_l2"), LinearRamp(l1, round(l1_ramp * num_steps)))},
-        optimizer=torch.optim.Adam(coder.parameters()),
+        optimizer=torch.optim.Adam(coder.parameters(), fused=True),
         lr=WarmupStableDecay(lr, num_steps, decay_steps=round(lr_decay * num_steps)),
         num_steps=num_steps,
         accumulate=run.accumulate,

@@ -81,7 +81,7 @@ def compound_clt(
         init=[NormalizeActivations(), CLTUniform(n_latents_per_layer, seed=run.seed), DecoderBias("mean")],
         loss=SummedSquaredError(),
         penalties=penalties,
-        optimizer=torch.optim.Adam(coder.parameters()),
+        optimizer=torch.optim.Adam(coder.parameters(), fused=True),
         lr=WarmupStableDecay(lr, num_steps, decay_steps=round(lr_decay * num_steps)),
         num_steps=num_steps,
         accumulate=run.accumulate,

@@ -70,7 +70,7 @@ def feb_diffing_jumprelu(
             "exclusive": Weighted(TanhSparsity(c, "l1_of_l2", exclusive), LinearRamp(sparsity, num_steps)),
             "pre_act": Weighted(PreActivation(jumprelu), pre_act),
         },
-        optimizer=torch.optim.Adam(coder.parameters()),
+        optimizer=torch.optim.Adam(coder.parameters(), fused=True),
         lr=WarmupStableDecay(lr, num_steps, decay_steps=round(lr_decay * num_steps)),
         num_steps=num_steps,
         accumulate=run.accumulate,

@@ -61,7 +61,7 @@ def feb_diffing_l1(
             "shared": Weighted(L1OfNorms("single_model", shared), LinearRamp(shared_ratio * l1, ramp)),
             "exclusive": Weighted(L1OfNorms("l1_of_l2", exclusive), LinearRamp(l1, ramp)),
         },
-        optimizer=torch.optim.Adam(coder.parameters()),
+        optimizer=torch.optim.Adam(coder.parameters(), fused=True),
         lr=WarmupStableDecay(lr, num_steps, decay_steps=round(lr_decay * num_steps)),
         num_steps=num_steps,
         accumulate=run.accumulate,

@@ -65,7 +65,7 @@ def jan_update_jumprelu(
             "tanh": Weighted(TanhSparsity(c=c), LinearRamp(sparsity, num_steps)),
             "pre_act": Weighted(PreActivation(jumprelu), pre_act),
         },
-        optimizer=torch.optim.Adam(coder.parameters()),
+        optimizer=torch.optim.Adam(coder.parameters(), fused=True),
         lr=WarmupStableDecay(lr, num_steps, decay_steps=round(lr_decay * num_steps)),
         num_steps=num_steps,
         accumulate=run.accumulate,

@@ -55,7 +55,7 @@ def l1_crosscoder(
         init=[NormalizeActivations(), AnthropicTranspose(norm=decoder_norm, seed=run.seed)],
         loss=SummedSquaredError(),
         penalties={"l1": Weighted(L1OfNorms(norm="l1_of_l2"), LinearRamp(l1, round(l1_ramp * num_steps)))},
-        optimizer=torch.optim.Adam(coder.parameters()),
+        optimizer=torch.optim.Adam(coder.parameters(), fused=True),
         lr=WarmupStableDecay(lr, num_steps, decay_steps=round(lr_decay * num_steps)),
         num_steps=num_steps,
         accumulate=run.accumulate,

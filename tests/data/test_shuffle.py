@@ -1,5 +1,7 @@
 """Orders are functions of counters."""
 
+import itertools
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,7 +51,7 @@ def test_units_serve_every_token_exactly_once(block_sizes, seed):
     """Second half of the block before, first half of this one, and a last unit for what remains."""
     sizes = [0, *block_sizes, 0]
     served = []
-    for unit, (previous, current) in enumerate(zip(sizes, sizes[1:])):
+    for unit, (previous, current) in enumerate(itertools.pairwise(sizes)):
         which_N, index_N = unit_order(previous, current, seed, 0, unit)
         served += [(unit - 1 + which, index) for which, index in zip(which_N.tolist(), index_N.tolist())]
 

@@ -46,13 +46,14 @@ def test_packing_keeps_every_token_in_order(fake_model, docs, S, prepend_bos, se
 @given(id_lists, st.integers(2, 12))
 def test_only_a_short_last_sequence_is_dropped(fake_model, docs, S):
     """The last full sequence is there (spec fault 44), and no sequence is short."""
-    options: dict[str, Any] = {"sequence_length": S, "split": "all"}
-    padded = ids_of(TokenSequences(docs, fake_model(), short="pad", **options).in_order())
-    n_padding = sum((s.documents_S == -2).sum().item() for s in TokenSequences(docs, fake_model(), short="pad", **options))
 
-    dropped = ids_of(TokenSequences(docs, fake_model(), **options).in_order())
+    def sequences(short):
+        return list(TokenSequences(docs, fake_model(), sequence_length=S, split="all", short=short).in_order())
 
-    assert dropped == (padded[:-1] if n_padding else padded)
+    padded = sequences("pad")
+    ends_in_padding = padded[-1].documents_S[-1] == -2
+
+    assert ids_of(sequences("drop")) == ids_of(padded[:-1] if ends_in_padding else padded)
 
 
 def test_a_text_that_fills_its_last_sequence_exactly_loses_nothing(fake_model):
@@ -78,6 +79,14 @@ def test_documents_are_joined_as_the_policy_says(fake_model):
     assert packed(prepend_bos=False, separator="none") == [[5, 6, 7, 8], [9, EOS, EOS, EOS]]
 
 
+def test_a_token_that_is_both_bos_and_eos_stands_once_between_documents(fake_model):
+    """As in GPT-2: it ends one document and begins the next, also where a sequence begins with it."""
+    model = fake_model(eos_id=BOS)
+    packed = TokenSequences([[5, 6], [7, 8, 9], [10]], model, sequence_length=4, split="all", short="pad")
+
+    assert ids_of(packed.in_order()) == [[BOS, 5, 6, BOS], [BOS, 7, 8, 9], [BOS, 10, BOS, BOS]]
+
+
 def test_the_policy_follows_the_model_unless_it_is_given(fake_model):
     """BOS when the model has one; EOS between documents, else BOS, else nothing."""
     assert TokenSequences(["w1"], fake_model()).separator == "eos"
@@ -90,7 +99,9 @@ def test_a_separator_that_a_document_brings_along_is_not_doubled(fake_model):
     """Pre-tokenised documents often end in EOS or begin with BOS already."""
     options: dict[str, Any] = {"sequence_length": 8, "split": "all", "short": "pad", "seed": None}
 
-    assert ids_of(TokenSequences([[BOS, 5, EOS], [6, EOS]], fake_model(), **options)) == [[BOS, 5, EOS, 6, EOS, EOS, EOS, EOS]]
+    (sequence,) = ids_of(TokenSequences([[BOS, 5, EOS], [6, EOS]], fake_model(), **options))
+
+    assert sequence == [BOS, 5, EOS, 6, EOS, EOS, EOS, EOS]
 
 
 @settings(max_examples=40, deadline=None)
@@ -176,6 +187,18 @@ def test_a_column_of_token_ids_is_read_as_such(fake_model, tmp_path):
     assert ids_of(packed) == [[BOS, 5, 6, EOS, 7, EOS]]
 
 
+def test_rows_that_are_handed_in_are_read_by_their_column(fake_model):
+    """A `datasets.Dataset` of the user's own, or a list of dictionaries."""
+    import datasets
+
+    rows = datasets.Dataset.from_list([{"body": "w2"}, {"body": "w3"}])
+    packed = TokenSequences(rows, fake_model(), text_column="body", sequence_length=5, split="all")
+
+    assert ids_of(packed) == [[BOS, 5, EOS, 6, EOS]]
+    with pytest.raises(BadInput, match=r"text_column 'text' .* Columns: 'body'"):
+        list(TokenSequences(rows, fake_model()))
+
+
 class Hub:
     """A streamed data set that breaks when it reaches certain rows, each a number of times."""
 
@@ -228,7 +251,8 @@ def test_a_hub_stream_that_stays_broken_is_given_up_with_its_place(fake_model, h
     """Five times in a row without a document, then one line says where."""
     hub(Hub([{"text": f"w{i}"} for i in range(40)], breaks=[7] * 5))
 
-    with pytest.raises(CrosscodeError, match="'some/dataset' broke at document 7, 5 times in a row: the network is gone"):
+    message = "'some/dataset' broke at document 7, 5 times in a row: the network is gone"
+    with pytest.raises(CrosscodeError, match=message):
         list(TokenSequences("some/dataset", fake_model(), sequence_length=4))
 
 
@@ -236,7 +260,7 @@ def test_an_unknown_hub_name_is_refused_in_one_line(fake_model, hub):
     """Whatever `datasets` raises becomes one line with name, config and split."""
     hub(ValueError("Unknown split\nand a page more"))
 
-    with pytest.raises(BadInput, match="'some/dataset' .*'train'.* the hub did not give it: Unknown split$"):
+    with pytest.raises(BadInput, match=r"'some/dataset' .*'train'.* the hub did not give it: Unknown split$"):
         list(TokenSequences("some/dataset", fake_model()))
 
 
@@ -303,7 +327,7 @@ def test_broken_files_of_every_kind_are_refused(fake_model, tmp_path):
     ("options", "message"),
     [
         ({"sequence_length": 1}, "sequence_length=1 must be at least 2"),
-        ({"sequence_length": 65}, "sequence_length=65 is beyond the context of 'fake', 64 tokens"),
+        ({"sequence_length": 65}, "sequence_length=65 is beyond the context of model 'fake': 64 tokens"),
         ({"split": "trian"}, "split 'trian' .* Did you mean 'train'"),
         ({"separator": "EOS"}, "separator 'EOS' is not one of eos, bos, none"),
         ({"short": "wrap"}, "short 'wrap' is not one of drop, pad"),

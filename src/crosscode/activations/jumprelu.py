@@ -101,7 +101,8 @@ class JumpReLU(Activation):
     def forward(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Latents:
         threshold_L = self.threshold_L
         z_BL = pre_BL.to(torch.promote_types(pre_BL.dtype, threshold_L.dtype))
-        return Latents.from_dense(_JumpReLU.apply(z_BL, threshold_L, self.bandwidth, self.ste_to_input))  # type: ignore[arg-type]
+        f_BL: Tensor = _JumpReLU.apply(z_BL, threshold_L, self.bandwidth, self.ste_to_input)  # type: ignore[assignment]
+        return Latents.from_dense(f_BL.to(pre_BL.dtype))
 
     def step(self, pre_BL: Float[Tensor, "B L"]) -> Float[Tensor, "B L"]:
         """`1[z > theta]`, whose sum over latents is a differentiable L0."""

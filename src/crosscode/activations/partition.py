@@ -51,6 +51,7 @@ class _Partition(Activation):
         return norms.pop()
 
     def check(self, n_latents: int) -> None:
+        _ = self.score_norm  # refuses parts that rank differently
         for part, size in zip(self.parts(), self.sizes(n_latents)):
             part.check(size)
 

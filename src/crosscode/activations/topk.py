@@ -5,6 +5,8 @@ trading a small decoder for a large activation; `weighted=False` ranks by `ReLU(
 `ReLU(z)` itself, non-positive values are never kept, and no gradient goes through the choice.
 """
 
+from typing import Any
+
 import attrs
 import torch
 from jaxtyping import Float
@@ -127,6 +129,14 @@ class BatchTopK(Activation):
             )
         return entries_where(scores_BL > self.threshold.clamp_min(0.0))
 
+    def _apply(self, fn: Any, recurse: bool = True) -> "BatchTopK":
+        # In a lower precision the threshold would pass or fail other latents than those it was taken from.
+        kept = self.threshold
+        super()._apply(fn, recurse)
+        if self.threshold.dtype != kept.dtype:
+            self.threshold = kept.to(self.threshold.device)
+        return self
+
     @torch.no_grad()
     def _follow(self, smallest: Float[Tensor, ""]) -> None:
         smallest = smallest.double()
@@ -138,16 +148,18 @@ class BatchTopK(Activation):
 
     def _remember(self, scores_BL: Float[Tensor, "B L"]) -> None:
         self._n_calibrated += len(scores_BL)
-        # Later tokens can only raise the k * N-th largest score's rank among these; eight times as many leave room
-        # for early tokens that are denser than the rest.
-        kept = torch.cat([*(self._candidates or []), scores_BL[scores_BL > 0]])
-        self._candidates = [kept.topk(min(len(kept), 8 * self.k * self._n_calibrated)).values]
+        assert self._candidates is not None
+        # A batch contributes about k * B of the k * N largest; four times as many leave room for dense batches.
+        positive = scores_BL[scores_BL > 0]
+        self._candidates.append(positive.topk(min(len(positive), 4 * self.k * len(scores_BL)), sorted=False).values)
 
     def end_calibration(self) -> None:
         assert self._candidates is not None, "begin_calibration comes first"
         kept = torch.cat(self._candidates) if self._candidates else torch.empty(0)
         place = self.k * self._n_calibrated
-        self.threshold.fill_(float(kept.kthvalue(len(kept) - place + 1).values) if 0 < place <= len(kept) else 0.0)
+        enough = 0 < place <= len(kept)
+        # Sorted, not kthvalue, whose time explodes on values that come in runs.
+        self.threshold.fill_(float(kept.sort(descending=True).values[place - 1]) if enough else 0.0)
         self._candidates = None
 
     def rescaled(self, a_L: Float[Tensor, " L"]) -> "BatchTopK":

@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Literal, Protocol
+from typing import IO, Any, Literal, Protocol, runtime_checkable
 
 import attrs
 import torch
@@ -20,6 +20,7 @@ from crosscode.metrics import Metric, measure
 from crosscode.training import StepReport, Trainer, describe
 
 
+@runtime_checkable
 class Sink(Protocol):
     """Where numbers go. A sink that fails warns once; training goes on."""
 

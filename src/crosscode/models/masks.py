@@ -37,7 +37,7 @@ class SiteMask:
                 raise BadInput(
                     f"SiteMask.groups names sites {sites}, but there are only {n_sites} (0 to {n_sites - 1})."
                 )
-            row_X = torch.zeros(n_sites)
+            row_X = torch.zeros(n_sites, device="cpu")
             row_X[list(sites)] = 1.0
             rows.append(row_X.expand(n, n_sites))
         return torch.cat(rows).reshape(n_latents, *dims)

@@ -10,7 +10,6 @@ from crosscode.activations.base import scores
 from crosscode.checks import at_least
 from crosscode.kernels.selection import top_k_of_rows
 from crosscode.latents import Latents
-from crosscode.losses import batch_variance
 from crosscode.models import DecoderNorm, Trace, combined_norm_L
 
 
@@ -75,4 +74,7 @@ class AuxK:
         revived = Latents.from_entries(kept_values_N, dead_l[among_dead_N], offsets_B1, trace.model.n_latents)
         ehat_BXoDo = decoder.linear(revived)
         numerator = (ehat_BXoDo - error_BXoDo).square().sum() / len(trace)
-        return torch.nan_to_num(numerator / batch_variance(error_BXoDo), nan=0.0, posinf=0.0, neginf=0.0)
+        variance = (error_BXoDo - error_BXoDo.mean(0)).square().sum() / len(trace)
+        # Divided by 0 the value could be mended, its gradients could not; divided by infinity both are 0.
+        ratio = numerator / torch.where(variance > 0, variance, torch.inf)
+        return torch.nan_to_num(ratio, nan=0.0, posinf=0.0, neginf=0.0)

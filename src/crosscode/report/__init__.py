@@ -1,5 +1,6 @@
 """What a run shows a person."""
 
+from crosscode.report.figure import draw_run
 from crosscode.report.terminal import print_summary
 
-__all__ = ["print_summary"]
+__all__ = ["draw_run", "print_summary"]

@@ -47,7 +47,7 @@ def print_summary(
     console.print(table)
     if "relative_norm" in results:
         _print_diff(console, trainer, held_out)
-    print(f"\nSaved to {directory}/coder. To load it:\n")
+    print(f"\nCurves: {directory}/metrics.jsonl, {directory}/run.png. Saved to {directory}/coder; to load it:\n")
     print("    import crosscode")
     print(f'    coder = crosscode.load("{directory}/coder")')
     print(

@@ -10,7 +10,7 @@ from crosscode.models import SparseCoder
 
 
 @torch.no_grad()
-def calibrate(coder: SparseCoder, data: Iterable[Batch], n_tokens: int = 50_000) -> SparseCoder:
+def calibrate(coder: SparseCoder, data: Iterable[Batch], n_tokens: int = 30_000) -> SparseCoder:
     """Set inference thresholds by L0 matching: the `k * N`-th largest score over N tokens, so that the mean L0 is k.
 
     Does nothing to a coder whose activation needs no threshold.

@@ -168,6 +168,7 @@ class Trainer:
         """One optimizer step on the given micro-batches."""
         model, state = self.model, self.state
         model.train()
+        self._switch_optimizer("train")
         model.activation.at_step(state.step, self.num_steps)
         weights = {name: weighted.weight(state.step) for name, weighted in self.penalties.items()}
         n_tokens = sum(map(len, micro_batches))
@@ -181,8 +182,9 @@ class Trainer:
                 trace = Trace.of(model, batch.to(model.device), state.tokens_since_fired_L)
                 state.observe(trace.latents)
                 terms = {"reconstruction": self.loss(trace)}
-                # A penalty of weight 0 is computed for its curve, without a graph.
-                for name, weighted in self.penalties.items():
+                # A penalty of weight 0 is computed for its curve, without a graph; last, because what it is the first
+                # to ask of the trace would stay without one.
+                for name, weighted in sorted(self.penalties.items(), key=lambda item: weights[item[0]] == 0):
                     with torch.set_grad_enabled(weights[name] != 0):
                         terms[name] = weighted.penalty(trace)
             loss = terms["reconstruction"]
@@ -201,10 +203,17 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         for constraint in self.constraints:
             constraint(model)
+        self._switch_optimizer("eval")
         state.step += 1
         total = sums.pop("")
         assert trace is not None
         return StepReport(state.step, state.tokens, total, sums, weights, lr, gradient_norm, trace)
+
+    def _switch_optimizer(self, mode: Literal["train", "eval"]) -> None:
+        # Schedule-free optimizers train at one point and are evaluated at another: the latter stands between steps.
+        switch = getattr(self.optimizer, mode, None)
+        if switch is not None:
+            switch()
 
     def _transform_gradients(self) -> Tensor | None:
         parameters = [parameter for parameter in self._parameters() if parameter.grad is not None]

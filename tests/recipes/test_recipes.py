@@ -1,0 +1,141 @@
+"""Every recipe, run small from its command line: it learns, and leaves behind what it promises."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import crosscode
+
+TOPK = {"lr": 1e-2}
+STYLES = ("topk", "batch_topk", "groupmax")
+ONE_HOOKPOINT = {"hookpoints": ["blocks.2.hook_resid_post"]}
+
+CROSSCODERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "l1": ("l1_crosscoder", {"l1": 0.01, "lr": 2e-2}),
+    "jan": ("jan_update_jumprelu", {"sparsity": 0.1, "lr": 1e-2}),
+    **{style: ("topk_crosscoder", {"style": style, "k": 6, **TOPK}) for style in STYLES},
+}
+DIFFING: dict[str, tuple[str, dict[str, Any]]] = {
+    "feb_l1": ("feb_diffing_l1", {"n_shared": 8, "l1": 0.01, "lr": 2e-2}),
+    "feb_jumprelu": ("feb_diffing_jumprelu", {"n_shared": 8, "sparsity": 0.1, "lr": 1e-2}),
+    **{
+        f"feb_{style}_{pricing}": (
+            "feb_diffing_topk",
+            {"style": style, "pricing": pricing, "n_shared": 8, "k_shared": 3, "k_exclusive": 3, **TOPK},
+        )
+        for style in STYLES
+        for pricing in ("budgets", "price", "none")
+    },
+}
+TRANSCODERS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{f"clt_l1_{skip}": ("clt_l1", {"l1": 0.01, "skip": skip, "lr": 1e-2}) for skip in (True, False)},
+    **{
+        f"clt_{style}_{skip}": ("clt_topk", {"style": style, "skip": skip, "k": 6, **TOPK})
+        for style in STYLES
+        for skip in (True, False)
+    },
+    **{
+        f"compound_{activation}_{skip}": (
+            "compound_clt",
+            {"activation": activation, "skip": skip, "k_per_layer": 2, "sparsity": 0.1, "lr": 1e-2},
+        )
+        for activation in ("jumprelu", "batch_topk")
+        for skip in (True, False)
+    },
+    **{f"transcoder_{skip}": ("skip_transcoder", {"skip": skip, "k": 6, **TOPK}) for skip in (True, False)},
+}
+
+
+def rows(directory: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def check(directory: Path, summary: dict[str, Any], recipe: str) -> None:
+    """What every run leaves behind, and that it learnt something."""
+    curves = rows(directory)
+    assert [row["step"] for row in curves] == [1, 10, 20, 30, 40]
+    losses = [row["train/reconstruction"] for row in curves]
+    assert all(math.isfinite(row["train/loss"]) for row in curves)
+    assert losses[-1] < 0.9 * losses[0]
+    assert summary == json.loads((directory / "summary.json").read_text())
+    assert summary["recipe"] == recipe
+    assert (summary["step"], summary["tokens"]) == (40, 40 * 128)
+    assert summary["fvu/pooled"] < 1
+    configuration = json.loads((directory / "configuration.json").read_text())
+    assert configuration["num_steps"] == 40
+    for name in configuration["penalties"]:
+        assert f"train/penalty/{name}" in curves[0]
+        assert f"train/lambda/{name}" in curves[0]
+    assert {"train/loss", "train/lr", "train/tokens", "train/l0/mean", "train/dead"} <= curves[0].keys()
+    checkpoints = sorted(child.name for child in (directory / "checkpoints").iterdir())
+    assert checkpoints == ["step_000000020", "step_000000040"]
+    coder = crosscode.load(directory / "coder")
+    last = crosscode.load(directory / "checkpoints" / "step_000000040")
+    x_BXiDi = torch.randn(20, *coder.encoder.in_dims, coder.encoder.d_in)
+    assert torch.equal(coder(x_BXiDi), last(x_BXiDi))
+    assert torch.equal(coder(x_BXiDi[:3]), coder(x_BXiDi)[:3]) or torch.allclose(coder(x_BXiDi[:3]), coder(x_BXiDi)[:3])
+
+
+@pytest.mark.parametrize("name", CROSSCODERS)
+def test_a_crosscoder_learns(name: str, run_small, tmp_path: Path) -> None:
+    """One model, three hookpoints: each has its own FVU under its own name."""
+    recipe, arguments = CROSSCODERS[name]
+    summary = run_small(recipe, **arguments)
+    check(tmp_path / "run", summary, recipe)
+    for layer in (1, 2, 3):
+        assert f"fvu/base/blocks.{layer}.hook_resid_post" in summary
+        assert f"train/fvu/base/blocks.{layer}.hook_resid_post" in rows(tmp_path / "run")[0]
+    assert crosscode.load(tmp_path / "run" / "coder").encoder.in_dims == (1, 3)
+
+
+@pytest.mark.parametrize("name", CROSSCODERS)
+def test_a_crosscoder_of_one_site_is_an_sae(name: str, run_small, tmp_path: Path) -> None:
+    """One model and one hookpoint leave no crosscoding dimension."""
+    recipe, arguments = CROSSCODERS[name]
+    summary = run_small(recipe, **ONE_HOOKPOINT, **arguments)
+    check(tmp_path / "run", summary, recipe)
+    coder = crosscode.load(tmp_path / "run" / "coder")
+    assert coder.encoder.in_dims == coder.decoder.out_dims == ()
+    assert "train/fvu/base/blocks.2.hook_resid_post" in rows(tmp_path / "run")[0]
+
+
+@pytest.mark.parametrize("name", DIFFING)
+def test_a_diffing_crosscoder_learns(name: str, run_small, tmp_path: Path) -> None:
+    """Two models: both are reconstructed, shared latents are tied, and L0 is told apart."""
+    recipe, arguments = DIFFING[name]
+    summary = run_small(recipe, n_models=2, **arguments)
+    check(tmp_path / "run", summary, recipe)
+    for model in ("base", "tuned"):
+        assert f"train/fvu/{model}/blocks.2.hook_resid_post" in rows(tmp_path / "run")[0]
+    assert summary["l0/shared"] + summary["l0/exclusive"] == pytest.approx(summary["l0/mean"])
+    W_dec_LMPD = crosscode.load(tmp_path / "run" / "coder").decoder.dense()
+    assert torch.equal(W_dec_LMPD[:8, 0], W_dec_LMPD[:8, 1])
+    assert not torch.equal(W_dec_LMPD[8:, 0], W_dec_LMPD[8:, 1])
+
+
+@pytest.mark.parametrize("name", TRANSCODERS)
+def test_a_transcoder_learns(name: str, run_small, tmp_path: Path) -> None:
+    """What is written is named in the curves, and a skip is there exactly when asked for."""
+    recipe, arguments = TRANSCODERS[name]
+    summary = run_small(recipe, **arguments)
+    check(tmp_path / "run", summary, recipe)
+    coder = crosscode.load(tmp_path / "run" / "coder")
+    assert (coder.skip is not None) == arguments["skip"]
+    written = {"clt_l1": (1, 2, 3), "clt_topk": (1, 2, 3), "compound_clt": (0, 1, 2, 3), "skip_transcoder": (2,)}
+    layers = written[recipe]
+    assert coder.decoder.out_dims == (() if recipe == "skip_transcoder" else (len(layers),))
+    for layer in layers:
+        assert f"train/fvu/base/blocks.{layer}.hook_mlp_out" in rows(tmp_path / "run")[0]
+
+
+def test_the_topk_sae_learns(run_small, tmp_path: Path) -> None:
+    """k latents a token, every decoder vector of norm 1."""
+    summary = run_small("sae_topk", k=6, **TOPK)
+    check(tmp_path / "run", summary, "sae_topk")
+    coder = crosscode.load(tmp_path / "run" / "coder")
+    torch.testing.assert_close(coder.decoder.norms_LXo(), torch.ones(32))
+    assert summary["l0/mean"] <= 6
