@@ -22,17 +22,17 @@ from crosscode.run import RunOptions, measures
 
 HERE = Path(__file__).parent
 GRIDS: dict[str, dict[str, list[Any]]] = {
-    "l1_crosscoder": {"l1": [0.25, 0.5, 1.0, 2.0], "lr": [1e-3, 3e-3]},
-    "topk_crosscoder": {"decoder_norm": [0.1, 1.0], "lr": [5e-4, 1e-3, 2e-3]},
-    "jan_update_jumprelu": {"sparsity": [0.3, 1.0, 3.0, 10.0], "lr": [5e-4, 1e-3]},
-    "feb_diffing_l1": {"l1": [0.25, 0.5, 1.0, 2.0], "lr": [1e-3, 3e-3]},
-    "feb_diffing_jumprelu": {"sparsity": [0.3, 1.0, 3.0, 10.0], "lr": [5e-4, 1e-3]},
-    "feb_diffing_topk": {"k_exclusive": [4, 8, 16], "lr": [5e-4, 1e-3, 2e-3]},
-    "clt_l1": {"l1": [0.1, 0.25, 0.5, 1.0], "lr": [1e-3, 3e-3]},
-    "clt_topk": {"lr": [5e-4, 1e-3, 2e-3, 4e-3]},
-    "compound_clt": {"sparsity": [0.1, 0.3, 1.0, 3.0], "lr": [1e-3, 2e-3]},
-    "sae_topk": {"lr": [5e-4, 1e-3, 2e-3, 4e-3]},
-    "skip_transcoder": {"lr": [5e-4, 1e-3, 2e-3, 4e-3]},
+    "feb_diffing_jumprelu": {"sparsity": [0.3, 1.0, 3.0], "lr": [1e-3, 3e-3]},
+    "feb_diffing_topk": {"k_exclusive": [4, 8, 16], "lr": [1e-3, 3e-3]},
+    "topk_crosscoder": {"decoder_norm": [0.1, 1.0], "lr": [1e-3, 3e-3]},
+    "l1_crosscoder": {"l1": [0.3, 1.0, 3.0], "lr": [1e-3, 3e-3]},
+    "jan_update_jumprelu": {"sparsity": [0.3, 1.0, 3.0], "lr": [1e-3, 3e-3]},
+    "feb_diffing_l1": {"l1": [0.3, 1.0, 3.0], "lr": [1e-3, 3e-3]},
+    "compound_clt": {"sparsity": [0.1, 0.3, 1.0], "lr": [1e-3, 3e-3]},
+    "clt_l1": {"l1": [0.1, 0.3, 1.0], "lr": [1e-3, 3e-3]},
+    "clt_topk": {"lr": [1e-3, 3e-3]},
+    "sae_topk": {"lr": [1e-3, 3e-3]},
+    "skip_transcoder": {"lr": [1e-3, 3e-3]},
 }
 COLUMNS = ("fvu/pooled", "l0/mean", "l0/shared", "l0/exclusive", "density/never", "density/above_10_percent")
 

@@ -26,7 +26,7 @@ def clt_l1(
     skip: bool = False,
     lr: float = 1e-3,
     lr_decay: float = 0.2,
-    num_steps: int = 1500,
+    num_steps: int = 600,
 ) -> Trainer:
     """Cross-layer transcoder with an L1 penalty (Sparse Crosscoders, 2024; Circuit Tracing, 2025).
 

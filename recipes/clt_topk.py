@@ -32,7 +32,7 @@ def clt_topk(
     dead_after: float = 0.1,
     lr: float = 1e-3,
     lr_decay: float = 0.2,
-    num_steps: int = 1500,
+    num_steps: int = 600,
 ) -> Trainer:
     """TopK-style cross-layer transcoder (Gao et al. 2024; Bussmann et al. 2024; Circuit Tracing, 2025).
 

@@ -35,7 +35,7 @@ def compound_clt(
     skip: bool = False,
     lr: float = 1e-3,
     lr_decay: float = 0.2,
-    num_steps: int = 1000,
+    num_steps: int = 600,
 ) -> Trainer:
     """Compound cross-layer transcoder (Circuit Tracing, Anthropic, March 2025).
 

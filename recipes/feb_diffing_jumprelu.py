@@ -33,7 +33,7 @@ def feb_diffing_jumprelu(
     firing_rate: float = 0.3,
     lr: float = 1e-3,
     lr_decay: float = 0.2,
-    num_steps: int = 1500,
+    num_steps: int = 600,
 ) -> Trainer:
     """Model diffing with shared latents and JumpReLU (February and January 2025 updates, Anthropic).
 

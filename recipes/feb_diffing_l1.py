@@ -28,7 +28,7 @@ def feb_diffing_l1(
     decoder_norm: float = 0.1,
     lr: float = 1e-3,
     lr_decay: float = 0.2,
-    num_steps: int = 1500,
+    num_steps: int = 600,
 ) -> Trainer:
     """Model diffing with shared latents and an L1 penalty (February 2025 update, Anthropic).
 

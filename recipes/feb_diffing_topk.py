@@ -37,7 +37,7 @@ def feb_diffing_topk(
     decoder_norm: float = 1.0,
     lr: float = 1e-3,
     lr_decay: float = 0.2,
-    num_steps: int = 1500,
+    num_steps: int = 600,
 ) -> Trainer:
     """Model diffing with shared latents and TopK-style activations (after the February 2025 update, Anthropic).
 

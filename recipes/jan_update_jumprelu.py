@@ -31,7 +31,7 @@ def jan_update_jumprelu(
     firing_rate: float = 0.3,
     lr: float = 1e-3,
     lr_decay: float = 0.2,
-    num_steps: int = 1500,
+    num_steps: int = 600,
 ) -> Trainer:
     """JumpReLU crosscoder with tanh sparsity and pre-activation loss (January 2025 update, Anthropic).
 

@@ -29,7 +29,7 @@ def l1_crosscoder(
     decoder_norm: float = 0.1,
     lr: float = 1e-3,
     lr_decay: float = 0.2,
-    num_steps: int = 1500,
+    num_steps: int = 600,
 ) -> Trainer:
     """Crosscoder with an L1 penalty (Sparse Crosscoders, Anthropic, October 2024).
 

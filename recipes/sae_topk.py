@@ -26,7 +26,7 @@ def sae_topk(
     dead_after: float = 0.1,
     lr: float = 1e-3,
     lr_decay: float = 0.2,
-    num_steps: int = 1500,
+    num_steps: int = 600,
 ) -> Trainer:
     """TopK sparse autoencoder (Gao et al. 2024).
 

@@ -27,7 +27,7 @@ def skip_transcoder(
     dead_after: float = 0.1,
     lr: float = 1e-3,
     lr_decay: float = 0.2,
-    num_steps: int = 1500,
+    num_steps: int = 600,
 ) -> Trainer:
     """Skip transcoder (Paulo, Shabalin and Belrose 2025).
 

@@ -33,7 +33,7 @@ def topk_crosscoder(
     decoder_norm: float = 1.0,
     lr: float = 1e-3,
     lr_decay: float = 0.2,
-    num_steps: int = 1500,
+    num_steps: int = 600,
 ) -> Trainer:
     """TopK-style crosscoder with AuxK (Gao et al. 2024; Bussmann et al. 2024; Minder et al. 2025).
 

@@ -76,6 +76,10 @@ ACTIVATIONS: Mapping[str, Callable[[], Activation]] = {
 }
 
 PRODUCT = [(shape, activation) for shape in SHAPES for activation in ACTIVATIONS]
+# Every shape and every activation, but not every pair.
+CROSS = [
+    pair for pair in PRODUCT if pair[0] in ("masked", "compound") or pair[1] in ("jumprelu", "budgets_batch_topk")
+]
 
 
 def f64(*values: object) -> Tensor:
@@ -165,6 +169,7 @@ def jumprelu_of(coder: SparseCoder) -> JumpReLU | None:
 
 __all__ = [
     "ACTIVATIONS",
+    "CROSS",
     "MASK",
     "MASK_LX",
     "N_SHARED",

@@ -4,8 +4,6 @@ import json
 import subprocess
 import sys
 
-import pytest
-
 WATCH = """
 import sys, time, json, logging, os, random, warnings
 import numpy
@@ -14,7 +12,7 @@ import torch
 events = []
 
 def hook(event, arguments):
-    if event.startswith("socket.") or event in ("subprocess.Popen", "os.mkdir", "os.remove", "os.rename", "urllib.Request"):
+    if event.startswith("socket.") or event in ("subprocess.Popen", "os.mkdir", "os.remove", "os.rename"):
         events.append(event)
     if event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
         events.append(f"open {arguments[0]}")
@@ -43,28 +41,11 @@ print(json.dumps({"seconds": seconds, "heavy": sorted(heavy), "events": events, 
 """
 
 
-@pytest.fixture(scope="module")
-def seen() -> dict:
-    """What an import in a fresh process did, in seconds of its own processor time and audited events."""
+def test_importing_is_cheap_and_touches_nothing() -> None:
+    """In a fresh process: under 1.5 s of its own time more than torch, no heavy library, socket, file or state."""
     done = subprocess.run([sys.executable, "-B", "-c", WATCH], capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
-
-
-def test_importing_is_fast(seen: dict) -> None:
-    """Under 1.5 s more than importing torch."""
+    seen = json.loads(done.stdout)
     assert seen["seconds"] < 1.5
-
-
-def test_importing_loads_no_heavy_library(seen: dict) -> None:
-    """Language models, data sets, tracking and plotting are loaded by who uses them."""
     assert seen["heavy"] == []
-
-
-def test_importing_opens_no_socket_and_writes_no_file(seen: dict) -> None:
-    """Nor does it start a process or make a folder."""
     assert seen["events"] == []
-
-
-def test_importing_leaves_global_state_alone(seen: dict) -> None:
-    """Random states, logging, threads, the default dtype, gradients, the environment."""
-    assert seen["same"]
+    assert seen["same"], "random state, logging, threads, dtype, environment or folder changed"

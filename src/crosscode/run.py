@@ -7,6 +7,7 @@ makes every argument of the factory, and of `RunOptions`, an option of the comma
 """
 
 import functools
+import inspect
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -26,7 +27,7 @@ from crosscode.data import (
     TokenSequences,
     load_language_model,
 )
-from crosscode.errors import BadInput, CrosscodeError
+from crosscode.errors import BadInput, CrosscodeError, close_match
 from crosscode.evaluation import evaluate
 from crosscode.metrics import FVU, L0, Dead, DecoderCosine, DecoderNormRatio, Density, Metric
 from crosscode.report import draw_run, print_summary
@@ -77,10 +78,10 @@ class RunOptions:
     writes: tuple[str, ...] = ()
     dataset: str = "embedded"
     text_column: str = "text"
-    sequence_length: int = 128
+    sequence_length: int = 256
     batch_size: int = 1024
     accumulate: int = 1
-    shuffle_buffer: int = 65_536
+    shuffle_buffer: int = 32_768
     cache: Path | None = None
     device: str = "cpu"
     model_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -170,9 +171,14 @@ def dataloader_of(trainer: Trainer) -> Dataloader:
 
 
 def site_names(data: Dataloader) -> tuple[tuple[str, ...], ...]:
-    """Models and hookpoints along the axes of what is written; a dropped axis keeps its one name."""
+    """Models and hookpoints along the axes of what is written; a dropped axis keeps its one name.
+
+    A model goes by the last part of its path or hub name; where two share it, by that and its number.
+    """
     written = data.hookpoints if data.writes is None else data.writes
-    return (data.model_names, (written,) if isinstance(written, str) else tuple(written))
+    short = [name.rstrip("/").rsplit("/", 1)[-1] for name in data.model_names]
+    models = tuple(f"{name}.{i}" if short.count(name) > 1 else name for i, name in enumerate(short))
+    return (models, (written,) if isinstance(written, str) else tuple(written))
 
 
 def diffs_models(trainer: Trainer) -> bool:
@@ -243,9 +249,17 @@ def main(factory: Callable[..., Trainer], arguments: Sequence[str] | None = None
         return run, scheme
 
     try:
-        run, scheme = tyro.cli(
-            parse, args=arguments, config=(tyro.conf.OmitArgPrefixes,), prog=f"{factory.__name__}.py"
+        (run, scheme), unknown = tyro.cli(
+            parse,
+            args=arguments,
+            config=(tyro.conf.OmitArgPrefixes,),
+            prog=f"{factory.__name__}.py",
+            return_unknown_args=True,
         )
+        if unknown:
+            names = [*inspect.signature(factory).parameters, *(field.name for field in attrs.fields(RunOptions))]
+            options = [f"--{name.replace('_', '-')}" for name in names if name != "run"]
+            raise BadInput(f"unknown option {unknown[0]!r}.{close_match(unknown[0], options)}")
         torch.manual_seed(run.seed)
         return run_recipe(factory(run, **scheme), run, factory.__name__)
     except BadInput as error:

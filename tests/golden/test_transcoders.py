@@ -6,7 +6,13 @@ from strategies import f64, grads, put
 from crosscode.activations import JumpReLU, PerSite, ReLU, TopK
 from crosscode.batch import Batch
 from crosscode.losses import SummedSquaredError
-from crosscode.models import SparseCoder, Trace, combined_norm_L, compound_cross_layer_transcoder, cross_layer_transcoder
+from crosscode.models import (
+    SparseCoder,
+    Trace,
+    combined_norm_L,
+    compound_cross_layer_transcoder,
+    cross_layer_transcoder,
+)
 from crosscode.penalties import L1OfNorms, TanhSparsity
 
 exactly = pytest.approx

@@ -3,6 +3,7 @@
 Nothing here calls the package's arithmetic. Shapes are flat: `I` is `Xi x Di`, `X` the sites written, `L` the latents.
 """
 
+import itertools
 from collections.abc import Callable
 
 import attrs
@@ -100,7 +101,7 @@ def batch_top(z_BL: Tensor, a_L: Tensor, k: int) -> Tensor:
 
 def group_max(z_BL: Tensor, a_L: Tensor, k: int) -> Tensor:
     edges = [i * L // k for i in range(k + 1)]
-    return by_parts(z_BL, a_L, [(slice(s, e), top, 1) for s, e in zip(edges, edges[1:])])
+    return by_parts(z_BL, a_L, [(slice(s, e), top, 1) for s, e in itertools.pairwise(edges)])
 
 
 def by_parts(z_BL: Tensor, a_L: Tensor, parts: list[tuple[slice, Callable[..., Tensor], int]]) -> Tensor:

@@ -97,7 +97,7 @@ def difference(ref: Reference) -> Tensor:
     return 2 * (e_BMO[:, 1] * e_BMO[:, 0]).sum() / len(ref.y_BXD)
 
 
-def terms(coder: SparseCoder) -> dict[str, tuple[Term, Formula]]:
+def terms(coder: SparseCoder, activation: str) -> dict[str, tuple[Term, Formula]]:
     """Every loss and penalty that applies to the coder, each beside its formula."""
     n_sites = coder.decoder.norms_LXo()[0].numel()
     n_real = n_sites * coder.decoder.d_out
@@ -135,16 +135,17 @@ def terms(coder: SparseCoder) -> dict[str, tuple[Term, Formula]]:
             L1OfNorms("single_model"),
             per_token(lambda r: r.f_BL * combine(r.norms_LX, "l1_of_l2") / 2),
         )
-    jumprelu = jumprelu_of(coder)
-    if jumprelu is not None:
+    if activation in ("jumprelu", "jumprelu_gdm", "per_site_jumprelu"):
         found["pre_act"] = (
-            PreActivation(jumprelu, "l2"),
+            PreActivation(coder.activation, "l2"),
             per_token(lambda r: (r.threshold_L - r.z_BL).relu() * combine(r.norms_LX, "l2")),
         )
         found["pre_act of the dead"] = (
-            PreActivation(jumprelu, dead_after_tokens=50),
+            PreActivation(coder.activation, dead_after_tokens=50),
             per_token(lambda r: ((r.threshold_L - r.z_BL).relu() * combine(r.norms_LX, "l1_of_l2"))[:, DEAD]),
         )
+    jumprelu = jumprelu_of(coder)
+    if jumprelu is not None:
         found["l0"] = (ExpectedL0(jumprelu), per_token(lambda r: r.step()))
         found["l0_quad"] = (
             L0Quadratic(jumprelu, 3.0),
@@ -169,7 +170,7 @@ def test_values_and_gradients_equal_the_dense_reference(shape: str, activation: 
     close(trace.latents_BL, ref.f_BL, "latents")
     close(trace.pre_BL, ref.z_BL, "pre-activations")
     close(trace.recon_BXoDo.reshape(ref.y_BXD.shape), ref.recon(), "reconstructions")
-    for name, (term, formula) in terms(coder).items():
+    for name, (term, formula) in terms(coder, activation).items():
         value, wanted = term(trace), formula(ref)
         close(value, wanted, name)
         for parameter, got, should in zip(leaves, gradients(value, leaves), gradients(wanted, ref.leaves)):

@@ -2,10 +2,15 @@
 
 import pytest
 import torch
+from jaxtyping import Float
 from strategies import PRODUCT, SHAPES, in_eval_mode, random_batch, random_coder
+from torch import Tensor, nn
 
-from crosscode.activations import JumpReLU, PerSite, ReLU, TopK
-from crosscode.models import combined_norm_L
+from crosscode.activations import Activation, TopK
+from crosscode.errors import BadInput
+from crosscode.latents import Latents
+from crosscode.models import SparseCoder, combined_norm_L
+from crosscode.module import module
 
 
 @pytest.mark.parametrize(("shape", "activation"), PRODUCT)
@@ -51,9 +56,48 @@ def test_latents_without_a_decoder_keep_their_size(activation: str) -> None:
 
 def test_an_unweighted_ranking_among_the_parts_is_not_reordered() -> None:
     """One unweighted TopK is enough to keep the whole coder from being canonicalised."""
-    coder = random_coder("compound", "relu")
-    coder.activation = PerSite([ReLU(), TopK(1, weighted=False), JumpReLU(4).double()])
+    coder = random_coder("compound", "per_site_mixed")
     assert (coder.canonical_factor_L() == 1).all()
+    assert (random_coder("compound", "relu").canonical_factor_L() != 1).all()
+
+
+@module
+class Squared(Activation):
+    """A user's activation that does not scale, with a parameter of its own."""
+
+    def __attrs_post_init__(self) -> None:
+        self.gain = nn.Parameter(torch.tensor(0.5, dtype=torch.float64))
+
+    def forward(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Latents:
+        return Latents.from_dense(self.gain * pre_BL.relu().square())
+
+
+@module
+class HalfOfTheBatch(TopK):
+    """A user's weighted ranking that says nothing of rescaling."""
+
+    is_rescalable = False
+
+
+def test_a_users_activation_is_folded_without_rescaling() -> None:
+    """What does not say that it scales is exported as it is, with parameters of its own."""
+    coder = random_coder("crosscoder", "relu")
+    coder = SparseCoder(coder.encoder, Squared(), coder.decoder).double()
+    coder.scale_in_Xi.fill_(3)
+    coder.scale_out_Xo.fill_(2)
+    x_BMPD = random_batch(coder).inputs_BXiDi
+    folded = coder.folded()
+    torch.testing.assert_close(folded(x_BMPD), coder(x_BMPD))
+    torch.testing.assert_close(folded.encode(x_BMPD).dense(), coder.encode(x_BMPD).dense())
+    assert folded.activation.gain is not coder.activation.gain
+
+
+def test_a_users_ranking_by_decoder_norms_must_say_how_it_rescales() -> None:
+    """Raw-space norms would select other latents: better no export than a wrong one."""
+    coder = random_coder("crosscoder", "relu")
+    coder = SparseCoder(coder.encoder, HalfOfTheBatch(2), coder.decoder).double()
+    with pytest.raises(BadInput, match="HalfOfTheBatch"):
+        coder.folded()
 
 
 @pytest.mark.parametrize("shape", SHAPES)

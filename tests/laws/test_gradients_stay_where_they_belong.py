@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from strategies import ACTIVATIONS, L, MASK_LX, N_SHARED, SHAPES, random_batch, random_coder
+from strategies import ACTIVATIONS, MASK_LX, N_SHARED, SHAPES, L, random_batch, random_coder
 
 from crosscode.losses import SummedSquaredError
 from crosscode.models import DenseDecoder, SparseCoder, Trace

@@ -1,5 +1,6 @@
-"""Faults of an earlier implementation, in activations; each test names the wrong value beside the right one."""
+"""Faults of an earlier implementation, in activations: the right value beside the wrong one."""
 
+import itertools
 import math
 
 import pytest
@@ -33,7 +34,7 @@ def test_groups_need_not_divide_the_latents(n_latents: int, k: int) -> None:
     f_BL = GroupMax(k)(torch.rand(50, n_latents) + 0.1).dense()
     assert (f_BL > 0).sum(-1).tolist() == [k] * 50
     bounds = [i * n_latents // k for i in range(k + 1)]
-    for start, stop in zip(bounds, bounds[1:]):
+    for start, stop in itertools.pairwise(bounds):
         assert ((f_BL[:, start:stop] > 0).sum(-1) == 1).all()
 
 

@@ -1,4 +1,4 @@
-"""Faults of an earlier implementation, in initialization; each test names the wrong value beside the right one."""
+"""Faults of an earlier implementation, in initialization: the right value beside the wrong one."""
 
 import math
 

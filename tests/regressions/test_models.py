@@ -1,4 +1,4 @@
-"""Faults of an earlier implementation, in models; each test names the wrong value beside the right one."""
+"""Faults of an earlier implementation, in models: the right value beside the wrong one."""
 
 import copy
 
@@ -10,6 +10,7 @@ from torch import nn
 from crosscode.activations import JumpReLU, PerSite, ReLU, SeparateBudgets, TopK
 from crosscode.batch import Batch
 from crosscode.errors import BadInput
+from crosscode.losses import SummedSquaredError
 from crosscode.metrics import FVU, L0, DecoderCosine, DecoderNormRatio, measure
 from crosscode.models import (
     DenseDecoder,
@@ -174,3 +175,23 @@ def test_a_wrong_batch_names_the_argument_and_both_shapes() -> None:
     coder = acausal_crosscoder(n_models=2, n_hookpoints=1, d_model=4, n_latents=6, activation=ReLU())
     with pytest.raises(BadInput, match=r"inputs_BXiDi.*2, 1, 5.*2, 1, 4"):
         Trace.of(coder, Batch.autoencode(torch.zeros(3, 2, 1, 5)))
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (2, 1, 4), (3, 2, 4), (3, 2, 1, 5), (3, 1, 1, 4), (3, 2, 1, 1)])
+def test_broadcasting_makes_nothing_of_a_wrong_shape(shape: tuple[int, ...]) -> None:
+    """A missing model or hookpoint axis must not be read as another batch, by `encode` or by a call."""
+    coder = acausal_crosscoder(n_models=2, n_hookpoints=1, d_model=4, n_latents=6, activation=ReLU())
+    got = ", ".join(map(str, shape[1:]))
+    for use in (coder.encode, coder):
+        with pytest.raises(BadInput, match=rf"x_BXiDi has shape \(B, {got}\) but the coder expects \(B, 2, 1, 4\)"):
+            use(torch.ones(shape))
+
+
+def test_names_and_weights_of_sites_are_counted() -> None:
+    """Names that do not fit would leave sites out; one weight would be taken for all."""
+    coder = acausal_crosscoder(n_models=2, n_hookpoints=2, d_model=4, n_latents=6, activation=ReLU())
+    trace = Trace.of(coder, Batch.autoencode(torch.ones(3, 2, 2, 4)))
+    with pytest.raises(BadInput, match="name 2 sites"):
+        measure([FVU((("a", "b"), ("p",)))], [trace])
+    with pytest.raises(BadInput, match="site_weights"):
+        SummedSquaredError([2.0])(trace)

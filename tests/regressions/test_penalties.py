@@ -1,4 +1,4 @@
-"""Faults of an earlier implementation, in penalties and losses; each test names the wrong value beside the right one."""
+"""Faults of an earlier implementation, in penalties and losses: the right value beside the wrong one."""
 
 import pytest
 import torch

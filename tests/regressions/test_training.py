@@ -1,4 +1,4 @@
-"""Faults of an earlier implementation, in training; each test names the wrong behaviour beside the right one."""
+"""Faults of an earlier implementation, in training: the right value beside the wrong one."""
 
 import pytest
 import torch

@@ -16,9 +16,13 @@ class Activation(nn.Module):
 
     A *selection* is an activation whose latents equal the pre-activation where they are kept and 0 elsewhere.
     It sets `is_selection` and writes `select` instead; its codes then travel sparse and its gradients are sparse.
+
+    An activation is *rescalable* if `rescaled(a_L)` of `a_L * z` gives `a_L` times the latents of `z`, decoder norms
+    being 1 from then on. It sets `is_rescalable`; others are exported without unit decoder norms.
     """
 
     is_selection: bool = False
+    is_rescalable: bool = False
     needs_calibration: bool = False
 
     @property
@@ -43,7 +47,7 @@ class Activation(nn.Module):
         """The trainer says which step of how many begins."""
 
     def rescaled(self, a_L: Float[Tensor, " L"]) -> "Activation":
-        """The activation for pre-activations multiplied by `a_L`, decoder norms being 1 from then on."""
+        """The activation for pre-activations multiplied by `a_L`: a new one where it has parameters."""
         return self
 
     def begin_calibration(self) -> None:

@@ -74,6 +74,7 @@ class JumpReLU(Activation):
     bandwidth: float = 2.0
     ste_to_input: bool = True
     parametrisation: Literal["log", "raw"] = attrs.field(default="log")
+    is_rescalable = True
 
     def __attrs_post_init__(self) -> None:
         positive("JumpReLU.n_latents", self.n_latents)

@@ -44,6 +44,10 @@ class _Partition(Activation):
         return any(part.needs_calibration for part in self.parts())
 
     @property
+    def is_rescalable(self) -> bool:  # type: ignore[override]
+        return all(part.is_rescalable for part in self.parts())
+
+    @property
     def score_norm(self) -> ScoreNorm | None:
         norms = {part.score_norm for part in self.parts()}
         if len(norms) > 1:
@@ -182,6 +186,10 @@ class Priced(Activation):
     @property
     def needs_calibration(self) -> bool:  # type: ignore[override]
         return self.activation.needs_calibration
+
+    @property
+    def is_rescalable(self) -> bool:  # type: ignore[override]
+        return self.activation.is_rescalable
 
     @property
     def score_norm(self) -> ScoreNorm | None:

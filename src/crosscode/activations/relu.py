@@ -12,5 +12,7 @@ from crosscode.module import module
 class ReLU(Activation):
     """`f = max(z, 0)`, as in Sparse Crosscoders (Anthropic, Oct 2024)."""
 
+    is_rescalable = True
+
     def forward(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Latents:
         return Latents.from_dense(pre_BL.relu())

@@ -53,6 +53,10 @@ class TopK(Activation):
     def score_norm(self) -> ScoreNorm | None:
         return self.norm if self.weighted else None
 
+    @property
+    def is_rescalable(self) -> bool:  # type: ignore[override]
+        return self.weighted  # the order of an unweighted ranking would change
+
     def check(self, n_latents: int) -> None:
         at_most("TopK.k", self.k, n_latents, "n_latents")
 
@@ -105,6 +109,10 @@ class BatchTopK(Activation):
     @property
     def score_norm(self) -> ScoreNorm | None:
         return self.norm if self.weighted else None
+
+    @property
+    def is_rescalable(self) -> bool:  # type: ignore[override]
+        return self.weighted  # the order of an unweighted ranking would change
 
     def check(self, n_latents: int) -> None:
         at_most("BatchTopK.k", self.k, n_latents, "n_latents")
@@ -191,6 +199,10 @@ class GroupMax(Activation):
     @property
     def score_norm(self) -> ScoreNorm | None:
         return self.norm if self.weighted else None
+
+    @property
+    def is_rescalable(self) -> bool:  # type: ignore[override]
+        return self.weighted  # the order of an unweighted ranking would change
 
     def check(self, n_latents: int) -> None:
         at_most("GroupMax.k", self.k, n_latents, "n_latents")

@@ -226,7 +226,6 @@ class TransformerLensModel:
         meta = weights == "meta"
         device = torch.device("meta") if meta else self.device
         options: dict[str, Any] = {"dtype": self.dtype, "device": device}
-        # The bridge would answer a folder that is called as one of its aliases ("pythia") with the hub's model.
         with _quiet("transformers", "root"), _on(device if meta else None), tempfile.TemporaryDirectory() as scratch:
             if self.gguf_file is not None:
                 if meta:
@@ -346,6 +345,7 @@ def _resolve(name: str, revision: str | None) -> tuple[str, str | None]:
     elif name and folder.is_dir():
         if not (folder / "config.json").is_file():
             raise BadInput(f"model {name!r} is a folder without config.json: not a save_pretrained folder.")
+        # As an absolute path: the bridge takes a bare "pythia" for the hub's EleutherAI/pythia-70m.
         source = str(folder.resolve()), None
     elif name.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
         raise BadInput(f"model {name!r}: there is no such folder.")

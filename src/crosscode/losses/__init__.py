@@ -14,7 +14,7 @@ from torch import Tensor
 
 from crosscode.errors import BadInput
 from crosscode.models import Trace
-from crosscode.shapes import real_coordinates
+from crosscode.shapes import n_sites, real_coordinates
 
 LossFn = Callable[[Trace], Float[Tensor, ""]]
 
@@ -43,6 +43,8 @@ class SummedSquaredError:
         squared_BXoDo = trace.error_BXoDo.square()
         if self.site_weights is not None:
             weights_X = squared_BXoDo.new_tensor(self.site_weights)
+            if len(weights_X) != n_sites(trace.model.decoder.out_dims):
+                raise BadInput(f"site_weights={self.site_weights} must be one per site of {trace.model.decoder.out_dims}.")
             squared_BXoDo = rearrange(squared_BXoDo, "B ... D -> B (...) D") * weights_X[:, None]
         return squared_BXoDo.sum() / len(trace)
 

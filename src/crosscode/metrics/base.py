@@ -7,8 +7,9 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from crosscode.errors import BadInput
 from crosscode.models import Trace
-from crosscode.shapes import Dims
+from crosscode.shapes import Dims, n_sites
 
 Sites = Sequence[Sequence[str]]
 """Names along each crosscoding dimension, for example `(("base", "tuned"), ("blocks.2.hook_resid_post",))`."""
@@ -45,4 +46,7 @@ def measure(metrics: Sequence[Metric], traces: Iterable[Trace]) -> dict[str, flo
 def site_names(dims: Dims, sites: Sites | None) -> list[str]:
     """A slash-separated name for each site in row-major order: its indices where no names are given."""
     axes = sites if sites is not None else [[str(i) for i in range(n)] for n in dims]
-    return ["/".join(names) for names in product(*axes)]
+    names = ["/".join(along) for along in product(*axes)]
+    if len(names) != n_sites(dims):
+        raise BadInput(f"sites={sites} name {len(names)} sites, but the coder writes {n_sites(dims)}: {dims}.")
+    return names

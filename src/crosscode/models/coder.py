@@ -1,5 +1,6 @@
 """`SparseCoder`: encoder, activation, decoder and an optional skip."""
 
+import copy
 from typing import Any
 
 import attrs
@@ -16,6 +17,13 @@ from crosscode.models.encoders import Encoder
 from crosscode.models.norms import combined_norm_L
 from crosscode.models.skip import LinearSkip
 from crosscode.module import module
+
+
+def _expect(name: str, raw: Tensor, like: Tensor) -> None:
+    """Refuse activations of another shape, which broadcasting might make something of."""
+    if raw.shape[1:] != like.shape:
+        got, wanted = (", ".join(map(str, shape)) for shape in (raw.shape[1:], like.shape))
+        raise BadInput(f"{name} has shape (B, {got}) but the coder expects (B, {wanted}).")
 
 
 @module
@@ -70,14 +78,8 @@ class SparseCoder(nn.Module):
 
     def check_batch(self, batch: Batch) -> None:
         """Refuse a batch whose shapes are not the coder's, naming the argument and both shapes."""
-        wanted_in = (*self.encoder.in_dims, self.encoder.d_in)
-        wanted_out = (*self.decoder.out_dims, self.decoder.d_out)
-        for name, got, wanted in [
-            ("inputs_BXiDi", tuple(batch.inputs_BXiDi.shape[1:]), wanted_in),
-            ("targets_BXoDo", tuple(batch.targets_BXoDo.shape[1:]), wanted_out),
-        ]:
-            if got != wanted:
-                raise BadInput(f"{name} has shape (B, {str(got)[1:]} but the coder expects (B, {str(wanted)[1:]}.")
+        _expect("inputs_BXiDi", batch.inputs_BXiDi, self.shift_in_XiDi)
+        _expect("targets_BXoDo", batch.targets_BXoDo, self.shift_out_XoDo)
 
     def scale_inputs(self, raw_BXiDi: Float[Tensor, "B *Xi Di"]) -> Float[Tensor, "B *Xi Di"]:
         """Raw inputs into scaled space."""
@@ -119,6 +121,7 @@ class SparseCoder(nn.Module):
 
     def encode(self, x_BXiDi: Float[Tensor, "B *Xi Di"]) -> Latents:
         """Latents of raw activations."""
+        _expect("x_BXiDi", x_BXiDi, self.shift_in_XiDi)
         return self.activate(self.scale_inputs(x_BXiDi))
 
     def decode(self, latents: Latents) -> Float[Tensor, "B *Xo Do"]:
@@ -127,6 +130,7 @@ class SparseCoder(nn.Module):
 
     def forward(self, x_BXiDi: Float[Tensor, "B *Xi Di"]) -> Float[Tensor, "B *Xo Do"]:
         """Raw activations in, raw reconstructions out."""
+        _expect("x_BXiDi", x_BXiDi, self.shift_in_XiDi)
         x_BXiDi = self.scale_inputs(x_BXiDi)
         return self.unscale_outputs(self.reconstruct(self.activate(x_BXiDi), x_BXiDi))
 
@@ -134,13 +138,10 @@ class SparseCoder(nn.Module):
     def canonical_factor_L(self) -> Float[Tensor, " L"]:
         """By what `folded` multiplies each latent: its decoder norm, so that a latent's size is what it writes.
 
-        Latents with a zero decoder keep the factor 1; so does an unweighted ranking, whose order would change.
+        Latents with a zero decoder keep the factor 1; so do all whose activation is not rescalable.
         """
-        norm = self.activation.score_norm
-        parts = self.activation.modules()
-        if norm is None and any(getattr(part, "is_selection", False) for part in parts):
-            return torch.ones_like(self.decoder.norms_LXo().reshape(self.n_latents, -1)[:, 0])
-        a_L = combined_norm_L(self.decoder.norms_LXo(), norm or "l1_of_l2")
+        norm = (self.activation.score_norm or "l1_of_l2") if self.activation.is_rescalable else "none"
+        a_L = combined_norm_L(self.decoder.norms_LXo(), norm)
         return torch.where(a_L > 0, a_L, torch.ones_like(a_L))
 
     @torch.no_grad()
@@ -151,9 +152,13 @@ class SparseCoder(nn.Module):
         unweighted from then on, so decoder norms of raw space play no part. Latents change by `canonical_factor_L`.
         """
         a_L = self.canonical_factor_L()
+        rescalable = self.activation.is_rescalable
+        if self.activation.score_norm is not None and not rescalable:
+            who = type(self.activation).__name__
+            raise BadInput(f"{who} ranks by decoder norms, which folding changes: give it `rescaled` and `is_rescalable`.")
         raw = SparseCoder(
             encoder=self.encoder.folded(self.scale_in_Xi, self.shift_in_XiDi, a_L),
-            activation=self.activation.rescaled(a_L),
+            activation=self.activation.rescaled(a_L) if rescalable else copy.deepcopy(self.activation),
             decoder=self.decoder.folded(self.scale_out_Xo, self.shift_out_XoDo, a_L),
             skip=self.skip and self.skip.folded(self.scale_in_Xi, self.scale_out_Xo),
         )
@@ -163,8 +168,6 @@ class SparseCoder(nn.Module):
         return raw.to(self.scale_in_Xi).train(self.training)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SparseCoder":
-        import copy
-
         twin = attrs.evolve(
             self,
             encoder=copy.deepcopy(self.encoder, memo),

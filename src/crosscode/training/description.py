@@ -10,6 +10,7 @@ from torch import nn
 from crosscode.training.trainer import Trainer
 
 NOT_CONFIGURATION = ("callbacks", "state")
+MAY_DIFFER = ("cache", "device")  # where a run goes on may differ from where it began
 
 
 def describe(part: object) -> Any:
@@ -51,9 +52,9 @@ def _fields(part: object, skip: tuple[str, ...] = ()) -> dict[str, Any]:
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """Where two descriptions differ, one line a field: `init.0.norm: 0.1 -> 1.0`."""
+    """Where two descriptions differ, one line a field: `init.0.norm: 0.1 -> 1.0`; devices and caches may."""
     if isinstance(old, dict) and isinstance(new, dict):
-        keys = sorted(old.keys() | new.keys())
+        keys = sorted((old.keys() | new.keys()) - set(MAY_DIFFER))
         return [line for key in keys for line in differences(old.get(key), new.get(key), f"{path}.{key}")]
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         return [line for i, (a, b) in enumerate(zip(old, new)) for line in differences(a, b, f"{path}.{i}")]

@@ -1,0 +1,78 @@
+"""Exact selection, against plain Python."""
+
+import itertools
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from crosscode.kernels.selection import entries_where, max_of_groups, offsets_of, top_k_of_batch, top_k_of_rows
+
+rows = st.integers(1, 5).flatmap(
+    lambda width: st.lists(
+        st.lists(st.integers(-3, 9).map(float), min_size=width, max_size=width), min_size=1, max_size=4
+    )
+)
+few = settings(max_examples=60, deadline=None, derandomize=True)
+
+
+def kept_values(scores_BL: Tensor, indices_N: Tensor, offsets_B1: Tensor) -> list[list[float]]:
+    """The scores kept in each row, after checking that columns ascend and no entry comes twice."""
+    found = []
+    assert offsets_B1[0] == 0
+    assert offsets_B1[-1] == len(indices_N)
+    for row, (start, stop) in enumerate(itertools.pairwise(offsets_B1)):
+        columns = indices_N[start:stop].tolist()
+        assert columns == sorted(set(columns))
+        found.append(sorted(scores_BL[row, columns].tolist(), reverse=True))
+    return found
+
+
+@few
+@given(rows, st.integers(1, 6))
+def test_rows_keep_their_k_best_positive_scores(scores: list[list[float]], k: int) -> None:
+    """Ties may fall either way; the kept scores are the same."""
+    scores_BL = torch.tensor(scores)
+    wanted = [sorted((s for s in row if s > 0), reverse=True)[:k] for row in scores]
+    assert kept_values(scores_BL, *top_k_of_rows(scores_BL, k)) == wanted
+
+
+@few
+@given(rows, st.integers(1, 12))
+def test_batches_keep_their_k_best_positive_scores(scores: list[list[float]], k: int) -> None:
+    """Over all rows together, with the smallest of them; None when nothing is positive."""
+    scores_BL = torch.tensor(scores)
+    wanted = sorted((s for row in scores for s in row if s > 0), reverse=True)[:k]
+    *entries, smallest = top_k_of_batch(scores_BL, k)
+    kept = [s for row in kept_values(scores_BL, *entries) for s in row]
+    assert sorted(kept, reverse=True) == wanted
+    assert (None if smallest is None else smallest.item()) == (wanted[-1] if wanted else None)
+
+
+@few
+@given(rows, st.integers(1, 5))
+def test_groups_keep_their_positive_maximum(scores: list[list[float]], k: int) -> None:
+    """Groups lie at `floor(i L / k)`."""
+    scores_BL = torch.tensor(scores)
+    width = scores_BL.shape[1]
+    k = min(k, width)
+    wanted = []
+    for row in scores:
+        maxima = [max(row[i * width // k : (i + 1) * width // k]) for i in range(k)]
+        wanted.append(sorted((m for m in maxima if m > 0), reverse=True))
+    assert kept_values(scores_BL, *max_of_groups(scores_BL, k)) == wanted
+
+
+@few
+@given(rows)
+def test_a_masks_entries_are_all_found(scores: list[list[float]]) -> None:
+    """Row by row, columns ascending."""
+    scores_BL = torch.tensor(scores)
+    wanted = [sorted((s for s in row if s > 0), reverse=True) for row in scores]
+    assert kept_values(scores_BL, *entries_where(scores_BL > 0)) == wanted
+
+
+def test_offsets_are_running_sums() -> None:
+    """Rows without entries are empty ranges."""
+    assert offsets_of(torch.tensor([2, 0, 3])).tolist() == [0, 2, 2, 5]
