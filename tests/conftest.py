@@ -24,9 +24,9 @@ def records() -> Iterator[type]:
     for name, module in list(sys.modules.items()):
         if name.split(".")[0] == "crosscode":
             for record in list(vars(module).values()):
-                if isinstance(record, type) and attrs.has(record) and record.__module__ == name:
-                    if any("jaxtyping" in repr(field.type) for field in attrs.fields(record)):
-                        yield record
+                ours = isinstance(record, type) and attrs.has(record) and record.__module__ == name
+                if ours and any("jaxtyping" in repr(field.type) for field in attrs.fields(record)):
+                    yield record
 
 
 def pytest_collection_finish() -> None:

@@ -41,6 +41,7 @@ def refusal(
     def run(recipe: str, **given: Any) -> str:
         monkeypatch.setattr(TransformerLensModel, "harvest", forbidden)
         monkeypatch.setattr(Trainer, "step", forbidden)
+        capsys.readouterr()
         defaults = {"models": [folder / "base"], "dataset": folder / "text.txt", "output": tmp_path / "run"}
         with pytest.raises(SystemExit) as stopped:
             main(factory(recipe), options(**{**SMALL, **defaults, **given}))
@@ -106,9 +107,10 @@ def test_a_hookpoint_of_another_width(folder: Path, refusal) -> None:
 
 
 def test_an_sae_of_several_sites(refusal) -> None:
-    """`sae_topk` reads one model's one hookpoint, and says so."""
+    """`sae_topk` has no crosscoding dimension: two hookpoints do not fit it, and both shapes are named."""
     line = refusal("sae_topk", k=4, hookpoints=["blocks.1.hook_resid_post", "blocks.2.hook_resid_post"])
-    assert "one" in line
+    assert "(16,)" in line
+    assert "(1, 2, 16)" in line
 
 
 def test_a_missing_text_column(folder: Path, refusal) -> None:

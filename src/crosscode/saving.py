@@ -9,6 +9,7 @@ import json
 import os
 import re
 from collections.abc import Iterable
+from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -88,12 +89,26 @@ def _build(spec: Any, classes: dict[str, type]) -> Any:
     if isinstance(spec, dict) and set(spec) == {"class", "fields"} and isinstance(spec["fields"], dict):
         cls = _find_class(str(spec["class"]), classes)
         try:
-            return cls(**{str(name): _build(value, classes) for name, value in spec["fields"].items()})
+            fields = {str(name): _build(value, classes) for name, value in spec["fields"].items()}
+            _check_types(cls, fields)
+            return cls(**fields)
         except CrosscodeError as error:
             raise NotLoadable(f"coder.json describes a {cls.__name__} that cannot be: {error}") from error
         except Exception as error:  # wrong fields or types in a file somebody edited
             raise NotLoadable(f"coder.json's fields do not fit {cls.__name__}: {error}") from error
     raise NotLoadable(f"coder.json holds something that is no spec: {str(spec)[:80]!r}.")
+
+
+PLAIN: dict[Any, tuple[type, ...]] = {int: (int,), float: (int, float), bool: (bool,), str: (str,)}
+
+
+def _check_types(cls: type, fields: dict[str, Any]) -> None:
+    """Numbers, flags and words are what the class says they are: `k = 2.5` would fail only when first used."""
+    for field in attrs.fields(cls):
+        allowed, value = PLAIN.get(field.type), fields.get(field.name)
+        if allowed is not None and field.name in fields:
+            if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+                raise BadInput(f"{field.name}={value!r} is no {field.type.__name__}.")
 
 
 def save(coder: nn.Module, directory: str | os.PathLike[str]) -> Path:
@@ -111,7 +126,8 @@ def save(coder: nn.Module, directory: str | os.PathLike[str]) -> Path:
     directory = Path(directory)
     text = json.dumps({"format": FORMAT, "coder": spec_of(coder)}, indent=2)
     directory.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in coder.state_dict().items()}
+    # Copies: safetensors refuses tensors that share memory, as a user's tied weights do.
+    weights = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in coder.state_dict().items()}
     save_file(weights, directory / f".{WEIGHTS}")
     (directory / f".{SPEC}").write_text(text + "\n")
     os.replace(directory / f".{WEIGHTS}", directory / WEIGHTS)
@@ -139,7 +155,7 @@ def load(directory: str | os.PathLike[str], classes: Iterable[type] = (), device
             raise BadInput(f"{str(directory)!r} holds no saved coder: {name} is missing.")
     try:
         content = json.loads((directory / SPEC).read_text())
-    except ValueError as error:  # bad JSON or bad UTF-8
+    except (ValueError, RecursionError, OSError) as error:  # bad JSON, bad UTF-8, brackets without end
         raise NotLoadable(f"{directory / SPEC} is damaged: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT or "coder" not in content:
         raise NotLoadable(f"{directory / SPEC} is not of format {FORMAT}.")
@@ -152,7 +168,9 @@ def load(directory: str | os.PathLike[str], classes: Iterable[type] = (), device
         raise NotLoadable(f"{directory / WEIGHTS} is damaged: {error}") from error
     coder = build(content["coder"], classes)
     for name, parameter in coder.state_dict().items():
-        if parameter.dtype != weights[name].dtype and parameter.is_floating_point():
+        if parameter.dtype != weights[name].dtype:
+            if parameter.is_floating_point() != weights[name].is_floating_point():
+                raise NotLoadable(f"{directory / WEIGHTS}: {name} is {weights[name].dtype}, not {parameter.dtype}.")
             _set_dtype(coder, name, weights[name].dtype)
     coder.load_state_dict(weights)
     return coder.to(device).eval()
@@ -166,6 +184,7 @@ def _set_dtype(coder: nn.Module, name: str, dtype: torch.dtype) -> None:
 
 def _check_sizes(spec: Any, shapes: dict[str, tuple[int, ...]], classes: list[type], directory: Path) -> None:
     """Compare the spec's sizes with the file's before anything large is allocated."""
+    _check_magnitudes(spec, sum(map(prod, shapes.values())), directory)
     with torch.device("meta"):
         skeleton = build(spec, classes)
     if not isinstance(skeleton, nn.Module):
@@ -177,3 +196,23 @@ def _check_sizes(spec: Any, shapes: dict[str, tuple[int, ...]], classes: list[ty
                 f"{directory / WEIGHTS} does not fit {SPEC}: {name} is {shapes.get(name, 'missing')},"
                 f" expected {wanted.get(name, 'no such tensor')}."
             )
+
+
+def _check_magnitudes(spec: Any, n_numbers: int, directory: Path) -> None:
+    """No number of latents, sites or coordinates may exceed the numbers that the file holds.
+
+    Even a skeleton without values loops over sites and coordinates, so that absurd sizes must not get that far.
+    """
+    if isinstance(spec, list):
+        for item in spec:
+            _check_magnitudes(item, n_numbers, directory)
+    if not isinstance(spec, dict):
+        return
+    for side in ("in", "out"):  # a coder stores a shift for each coordinate of each site
+        sizes = [spec.get(f"d_{side}", 1), *(dims if isinstance(dims := spec.get(f"{side}_dims"), list) else [])]
+        if all(isinstance(size, int) for size in sizes) and prod(map(abs, sizes)) > n_numbers:
+            raise NotLoadable(f"{directory / SPEC} asks for more than {WEIGHTS} holds: {side}puts of {sizes[1:]} x {sizes[0]}.")
+    for name, value in spec.items():
+        if name.startswith("n_") and isinstance(value, int) and abs(value) > n_numbers:
+            raise NotLoadable(f"{directory / SPEC} asks for more than {WEIGHTS} holds: {name} = {value}.")
+        _check_magnitudes(value, n_numbers, directory)

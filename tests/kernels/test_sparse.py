@@ -15,13 +15,13 @@ from crosscode.kernels.sparse import (
     sparse_decode,
 )
 
-B, I, L, O = 6, 5, 8, 3
+N_ROWS, N_IN, N_COLUMNS, N_OUT = 6, 5, 8, 3
 RATES = [0.0, 0.2, 1.0]
 
 
 def pattern(rate: float) -> tuple[Tensor, Tensor, Tensor]:
     """A mask with an empty row and an empty column, and its entries."""
-    mask_BL = torch.rand(B, L, generator=torch.Generator().manual_seed(1)) < rate
+    mask_BL = torch.rand(N_ROWS, N_COLUMNS, generator=torch.Generator().manual_seed(1)) < rate
     mask_BL[2] = False
     mask_BL[:, 3] = False
     return mask_BL, *entries_where(mask_BL)
@@ -37,11 +37,11 @@ def test_bags_are_products(rate: float) -> None:
     mask_BL, indices_N, offsets_B1 = pattern(rate)
     rows_N = row_of_entry(offsets_B1)
     assert torch.equal(torch.stack([rows_N, indices_N]), mask_BL.nonzero().t())
-    codes_BL = normal(B, L) * mask_BL
+    codes_BL = normal(N_ROWS, N_COLUMNS) * mask_BL
     values_N = codes_BL[mask_BL]
-    W_LO, g_BO = normal(L, O, seed=1), normal(B, O, seed=2)
+    W_LO, g_BO = normal(N_COLUMNS, N_OUT, seed=1), normal(N_ROWS, N_OUT, seed=2)
     torch.testing.assert_close(bag_rows(W_LO, indices_N, offsets_B1, values_N), codes_BL @ W_LO)
-    torch.testing.assert_close(bag_columns(g_BO, indices_N, rows_N, values_N, L), codes_BL.t() @ g_BO)
+    torch.testing.assert_close(bag_columns(g_BO, indices_N, rows_N, values_N, N_COLUMNS), codes_BL.t() @ g_BO)
     torch.testing.assert_close(sample_products(g_BO, W_LO, rows_N, indices_N), (g_BO @ W_LO.t())[mask_BL])
 
 
@@ -50,7 +50,7 @@ def test_decoding_has_the_gradients_of_a_product(rate: float) -> None:
     """Numerically, for values and directions."""
     _, indices_N, offsets_B1 = pattern(rate)
     values_N = normal(len(indices_N)).requires_grad_()
-    W_LO = normal(L, O, seed=1).requires_grad_()
+    W_LO = normal(N_COLUMNS, N_OUT, seed=1).requires_grad_()
     assert gradcheck(lambda v, W: sparse_decode(v, W, indices_N, offsets_B1), (values_N, W_LO))
 
 
@@ -59,7 +59,7 @@ def test_decoding_has_the_gradients_of_a_product(rate: float) -> None:
 def test_attached_values_have_the_gradients_of_what_they_were_taken_from(rate: float, bias: bool) -> None:
     """Values pass through; inputs, weights and bias get what the chosen entries of `x W + b` would give them."""
     mask_BL, indices_N, offsets_B1 = pattern(rate)
-    leaves = [normal(B, I), normal(I, L, seed=1), *([normal(L, seed=2)] if bias else [])]
+    leaves = [normal(N_ROWS, N_IN), normal(N_IN, N_COLUMNS, seed=1), *([normal(N_COLUMNS, seed=2)] if bias else [])]
     for leaf in leaves:
         leaf.requires_grad_()
     x_BI, W_IL, *b_L = leaves
@@ -85,6 +85,6 @@ def test_gradients_are_the_same_bits_every_time() -> None:
     """Sums are taken in one order."""
     _, indices_N, offsets_B1 = pattern(0.6)
     rows_N, values_N = row_of_entry(offsets_B1), normal(len(indices_N)).float()
-    g_BO = normal(B, O, seed=2).float()
-    first = bag_columns(g_BO, indices_N, rows_N, values_N, L)
-    assert all(torch.equal(first, bag_columns(g_BO, indices_N, rows_N, values_N, L)) for _ in range(5))
+    g_BO = normal(N_ROWS, N_OUT, seed=2).float()
+    first = bag_columns(g_BO, indices_N, rows_N, values_N, N_COLUMNS)
+    assert all(torch.equal(first, bag_columns(g_BO, indices_N, rows_N, values_N, N_COLUMNS)) for _ in range(5))

@@ -65,7 +65,8 @@ def test_padded_sites_equal_unpadded_ones(activation: str) -> None:
     torch.testing.assert_close(traces[0].latents_BL, traces[1].latents_BL)
     torch.testing.assert_close(unpadded(traces[0].recon_BXoDo), traces[1].recon_BXoDo)
     torch.testing.assert_close(unpadded(ragged.decoder.W_dec_LXoDo.grad), plain.decoder.W_dec_LXoDo.grad)
-    torch.testing.assert_close(unpadded(ragged.encoder.W_enc_XiDiL.grad.movedim(-1, 0)), plain.encoder.W_enc_XiDiL.grad.t())
+    dW_enc_LXD = ragged.encoder.W_enc_XiDiL.grad.movedim(-1, 0)
+    torch.testing.assert_close(unpadded(dW_enc_LXD), plain.encoder.W_enc_XiDiL.grad.t())
     pooled = [measure([FVU()], [trace])["fvu/pooled"] for trace in traces]
     assert pooled[0] == pytest.approx(pooled[1], rel=1e-12)
 

@@ -133,7 +133,7 @@ def test_parts_of_a_users_own_come_back(part: str, tmp_path) -> None:
     coder.scale_in_Xi.fill_(3)
     back = load(save(coder, tmp_path), classes=[Doubled, FirstFew, LowRankDecoder])
     assert torch.equal(back(x_BMPD), coder.eval()(x_BMPD))
-    with pytest.raises(NotLoadable, match="Doubled|FirstFew|LowRankDecoder"):
+    with pytest.raises(NotLoadable, match=r"Doubled|FirstFew|LowRankDecoder"):
         load(tmp_path)
 
 

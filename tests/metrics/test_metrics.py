@@ -71,7 +71,8 @@ def test_fvu_survives_a_large_mean() -> None:
     coder.shift_out_XoDo.fill_(1000)
     near = Batch.autoencode(far.inputs_BXiDi - 1000)
     coder_near = random_coder("sae", "jumprelu").float()
-    coder_near.load_state_dict({**coder.state_dict(), "shift_in_XiDi": torch.zeros(4), "shift_out_XoDo": torch.zeros(4)})
+    no_shift = {"shift_in_XiDi": torch.zeros(4), "shift_out_XoDo": torch.zeros(4)}
+    coder_near.load_state_dict({**coder.state_dict(), **no_shift})
     got = measure([FVU()], [Trace.of(coder, far)])["fvu"]
     assert got == pytest.approx(measure([FVU()], [Trace.of(coder_near, near)])["fvu"], rel=1e-3)
 

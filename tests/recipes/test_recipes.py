@@ -77,7 +77,6 @@ def check(directory: Path, summary: dict[str, Any], recipe: str) -> None:
     last = crosscode.load(directory / "checkpoints" / "step_000000040")
     x_BXiDi = torch.randn(20, *coder.encoder.in_dims, coder.encoder.d_in)
     assert torch.equal(coder(x_BXiDi), last(x_BXiDi))
-    assert torch.equal(coder(x_BXiDi[:3]), coder(x_BXiDi)[:3]) or torch.allclose(coder(x_BXiDi[:3]), coder(x_BXiDi)[:3])
 
 
 @pytest.mark.parametrize("name", CROSSCODERS)

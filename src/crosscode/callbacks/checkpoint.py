@@ -6,7 +6,7 @@ from pathlib import Path
 import attrs
 
 from crosscode.checks import at_least
-from crosscode.training import StepReport, Trainer, save_checkpoint
+from crosscode.training import StepReport, Trainer, delete_checkpoints, save_checkpoint
 
 
 @attrs.define(eq=False)
@@ -30,6 +30,11 @@ class Checkpoint:
     def __attrs_post_init__(self) -> None:
         at_least("Checkpoint.every", self.every, 1)
         at_least("Checkpoint.keep", self.keep, 1)
+
+    def on_start(self, trainer: Trainer) -> None:
+        """A run that starts afresh replaces what an earlier one left here, which else would be taken for its own."""
+        if trainer.state.step == 0:
+            delete_checkpoints(self.directory)
 
     def __call__(self, trainer: Trainer, report: StepReport) -> None:
         if report.step % self.every == 0 and report.step < trainer.num_steps:

@@ -1,6 +1,7 @@
 """What is measured on data before training. Iterating is measuring: the data starts again for training."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Literal
 
 import attrs
@@ -30,6 +31,41 @@ def first_tokens(data: Iterable[Batch], n_tokens: int) -> Iterator[Batch]:
             return
     if seen == 0:
         raise BadInput("data holds no batch: there is nothing to measure activations on.")
+
+
+@attrs.define(eq=False)
+class Remembered:
+    """Data whose first batches are kept, so that several strategies, or coders, measure one harvest.
+
+    Iterating gives the same batches as the data itself. What does not fit in `most_bytes` is read again.
+
+    Args:
+        data: the data.
+        most_bytes: how much to keep.
+    """
+
+    data: Iterable[Batch]
+    most_bytes: int = 2**30
+    _kept: list[Batch] = attrs.field(factory=list, init=False)
+    _bytes: int = attrs.field(default=0, init=False)
+    _rest: Iterator[Batch] | None = attrs.field(default=None, init=False)
+
+    def __iter__(self) -> Iterator[Batch]:
+        yield from self._kept
+        n_given = len(self._kept)
+        while self._bytes < self.most_bytes:
+            if self._rest is None:
+                self._rest = iter(self.data)
+            batch = next(self._rest, None)
+            if batch is None:
+                return
+            self._kept.append(batch)
+            self._bytes += batch.inputs_BXiDi.nbytes
+            if batch.targets_BXoDo is not batch.inputs_BXiDi:
+                self._bytes += batch.targets_BXoDo.nbytes
+            n_given += 1
+            yield batch
+        yield from islice(iter(self.data), n_given, None)
 
 
 @attrs.frozen

@@ -44,7 +44,8 @@ class SummedSquaredError:
         if self.site_weights is not None:
             weights_X = squared_BXoDo.new_tensor(self.site_weights)
             if len(weights_X) != n_sites(trace.model.decoder.out_dims):
-                raise BadInput(f"site_weights={self.site_weights} must be one per site of {trace.model.decoder.out_dims}.")
+                dims = trace.model.decoder.out_dims
+                raise BadInput(f"site_weights={self.site_weights} must hold one weight per site of {dims}.")
             squared_BXoDo = rearrange(squared_BXoDo, "B ... D -> B (...) D") * weights_X[:, None]
         return squared_BXoDo.sum() / len(trace)
 

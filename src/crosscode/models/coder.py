@@ -155,7 +155,7 @@ class SparseCoder(nn.Module):
         rescalable = self.activation.is_rescalable
         if self.activation.score_norm is not None and not rescalable:
             who = type(self.activation).__name__
-            raise BadInput(f"{who} ranks by decoder norms, which folding changes: give it `rescaled` and `is_rescalable`.")
+            raise BadInput(f"{who} ranks by decoder norms, which folding changes: give it a `rescaled`.")
         raw = SparseCoder(
             encoder=self.encoder.folded(self.scale_in_Xi, self.shift_in_XiDi, a_L),
             activation=self.activation.rescaled(a_L) if rescalable else copy.deepcopy(self.activation),

@@ -1,7 +1,12 @@
 """Training: one `Trainer` for every scheme."""
 
 from crosscode.training.calibration import calibrate
-from crosscode.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from crosscode.training.checkpoint import (
+    delete_checkpoints,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+)
 from crosscode.training.description import describe, differences
 from crosscode.training.gradients import (
     ClipNorm,
@@ -24,6 +29,7 @@ __all__ = [
     "UnitNormDecoder",
     "Weighted",
     "calibrate",
+    "delete_checkpoints",
     "describe",
     "differences",
     "load_checkpoint",

@@ -69,9 +69,15 @@ def save_checkpoint(trainer: Trainer, run: Path, keep: int = 2) -> Path:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    for old in sorted(_steps(run))[:-keep]:
-        shutil.rmtree(run / f"step_{old:09d}", ignore_errors=True)
+    delete_checkpoints(run, keep)
     return final
+
+
+def delete_checkpoints(run: Path, keep: int = 0) -> None:
+    """Delete all checkpoints of a run but the newest `keep`."""
+    steps = sorted(_steps(run))
+    for old in steps[: len(steps) - keep]:
+        shutil.rmtree(run / f"step_{old:09d}", ignore_errors=True)
 
 
 def newest_checkpoint(run: Path) -> Path | None:

@@ -33,7 +33,10 @@ class ClipNorm:
         positive("ClipNorm.max_norm", self.max_norm)
 
     def __call__(self, coder: SparseCoder, parameters: Sequence[nn.Parameter]) -> Tensor:
-        return nn.utils.clip_grad_norm_(parameters, self.max_norm)
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        if norm.isfinite():  # else every gradient would become NaN, and nobody could tell whose fault it was
+            nn.utils.clip_grads_with_norm_(parameters, self.max_norm, norm)
+        return norm
 
 
 def _single_site_decoder(coder: SparseCoder, who: str) -> nn.Parameter:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import islice
 
 from crosscode.errors import BadInput
+from crosscode.initialization.data import Remembered
 from crosscode.models import SparseCoder
 from crosscode.training.trainer import Trainer
 
@@ -31,9 +32,11 @@ def train_together(trainers: Sequence[Trainer]) -> list[SparseCoder]:
                 raise BadInput(f"trainers differ in {name}: {getattr(first, name)} and {getattr(trainer, name)}.")
         if trainer.state.cursor != first.state.cursor or trainer.state.step != first.state.step:
             raise BadInput("trainers are at different places in the data: resume all from the same step.")
+    remembered = Remembered(first.data)
     for trainer in trainers:
-        trainer.initialize()
+        trainer.initialize(remembered)
         trainer.tell("on_start")
+    del remembered
     batches = first.batches()
     while first.state.step < first.num_steps:
         micro_batches = list(islice(batches, first.accumulate))
@@ -44,8 +47,10 @@ def train_together(trainers: Sequence[Trainer]) -> list[SparseCoder]:
             report = trainer.step(micro_batches)
             for callback in trainer.callbacks:
                 callback(trainer, report)
+    remembered = Remembered(first.calibration_data)
     for trainer in trainers:
-        trainer.finish()
+        shared = trainer.calibration_data is first.calibration_data
+        trainer.finish(remembered if shared else None)
         trainer.tell("on_finish")
         trainer.tell("on_end")
     return [trainer.model for trainer in trainers]

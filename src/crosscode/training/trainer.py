@@ -19,6 +19,7 @@ from crosscode.batch import Batch
 from crosscode.checks import at_least
 from crosscode.errors import BadInput, CrosscodeError
 from crosscode.initialization import InitStrategy
+from crosscode.initialization.data import Remembered
 from crosscode.losses import LossFn
 from crosscode.models import SparseCoder, Trace
 from crosscode.penalties import SparsityPenalty
@@ -125,11 +126,27 @@ class Trainer:
             raise BadInput("data is an iterator, which init strategies would use up: hand over something re-iterable.")
         if not set(self._parameters()) <= {p for group in self.optimizer.param_groups for p in group["params"]}:
             raise BadInput("optimizer does not hold all parameters of the model: build it on model.parameters().")
+        self._check_shapes()
         modules = set(self.model.modules())
         for name, weighted in self.penalties.items():
             for value in vars_of(weighted.penalty):
                 if isinstance(value, Activation) and value not in modules:
                     raise BadInput(f"penalty {name!r} holds a {type(value).__name__} that is no part of the model.")
+
+    def _check_shapes(self) -> None:
+        """Data that knows its shapes (a `Dataloader`) must have the model's: found here, before anything is harvested."""
+        encoder, decoder = self.model.encoder, self.model.decoder
+        for what, names, dims, width in (
+            ("reads", ("in_dims", "d_in"), encoder.in_dims, encoder.d_in),
+            ("writes", ("out_dims", "d_out"), decoder.out_dims, decoder.d_out),
+        ):
+            if all(hasattr(self.data, name) for name in names):
+                given = (*getattr(self.data, names[0]), getattr(self.data, names[1]))
+                if given != (*dims, width):
+                    raise BadInput(
+                        f"the model {what} activations of shape {(*dims, width)} but the data has {given}:"
+                        " models, then hookpoints, then width."
+                    )
 
     def _parameters(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -153,16 +170,30 @@ class Trainer:
             self.tell("on_end")
         return self.model
 
-    def initialize(self) -> None:
-        """Run the init strategies, unless the run has already begun."""
-        if self.state.step == 0:
-            for strategy in self.init:
-                strategy(self.model, self.data)
+    def initialize(self, data: Iterable[Batch] | None = None) -> None:
+        """Run the init strategies, unless the run has already begun.
 
-    def finish(self) -> None:
-        """What a trained coder needs: calibrated thresholds, eval mode."""
-        calibrate(self.model, self.data if self.held_out is None else self.held_out)
+        Args:
+            data: the same batches as the trainer's own, where several trainers remember one harvest.
+        """
+        if self.state.step == 0:
+            data = Remembered(self.data) if data is None else data
+            for strategy in self.init:
+                strategy(self.model, data)
+
+    def finish(self, data: Iterable[Batch] | None = None) -> None:
+        """What a trained coder needs: calibrated thresholds, eval mode.
+
+        Args:
+            data: the same batches as `held_out`, where several trainers remember one harvest.
+        """
+        calibrate(self.model, self.calibration_data if data is None else data)
         self.model.eval()
+
+    @property
+    def calibration_data(self) -> Iterable[Batch]:
+        """What final thresholds are set on: held-out data, or else the training data."""
+        return self.data if self.held_out is None else self.held_out
 
     def step(self, micro_batches: Sequence[Batch]) -> StepReport:
         """One optimizer step on the given micro-batches."""
@@ -219,7 +250,8 @@ class Trainer:
         parameters = [parameter for parameter in self._parameters() if parameter.grad is not None]
         norms = [transform(self.model, parameters) for transform in self.gradients]
         norm = next((norm for norm in norms if norm is not None), None)
-        if norm is not None and not torch.isfinite(norm):
+        total = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]) if norm is None else norm
+        if not torch.isfinite(total):
             names = [
                 name for name, p in self.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()
             ]

@@ -1,0 +1,251 @@
+"""Curves, bars and checkpoints observe a run: they record it as it was, and no failure of theirs ends it."""
+
+import io
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from crosscode.activations import TopK
+from crosscode.batch import Batch
+from crosscode.callbacks import Checkpoint, Console, JSONLines, Log, ProgressBar, WeightsAndBiases
+from crosscode.errors import BadInput
+from crosscode.initialization import AnthropicTranspose
+from crosscode.losses import SummedSquaredError
+from crosscode.metrics import FVU, L0, Density
+from crosscode.models import sae
+from crosscode.penalties import L1OfNorms
+from crosscode.schedulers import LinearRamp
+from crosscode.training import Trainer, Weighted, load_checkpoint, newest_checkpoint
+
+METRICS = (FVU((("base",), ("blocks.2.hook_resid_post",))), L0(), Density())
+
+
+def a_trainer(*callbacks: Any, num_steps: int = 10, lr: float = 1e-2) -> Trainer:
+    coder = sae(4, 8, TopK(2))
+    generator = torch.Generator().manual_seed(0)
+    return Trainer(
+        model=coder,
+        data=[Batch.autoencode(torch.randn(16, 4, generator=generator)) for _ in range(4)],
+        init=[AnthropicTranspose(1.0)],
+        loss=SummedSquaredError(),
+        penalties={"l1": Weighted(L1OfNorms(), LinearRamp(0.1, 5))},
+        optimizer=torch.optim.Adam(coder.parameters()),
+        lr=lr,
+        num_steps=num_steps,
+        callbacks=callbacks,
+    )
+
+
+def rows(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+class Calls:
+    """A callback and sink that writes down when it was called."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def __call__(self, trainer: Trainer, report: Any) -> None:
+        self.calls.append(f"step {report.step}")
+
+    def on_start(self, trainer: Trainer) -> None:
+        self.calls.append("start")
+
+    def on_finish(self, trainer: Trainer) -> None:
+        self.calls.append("finish")
+
+    def on_end(self, trainer: Trainer) -> None:
+        self.calls.append("end")
+
+
+def test_callbacks_are_told_of_every_moment() -> None:
+    """Start, each step, finish, end; a run that fails ends without having finished."""
+    calls = Calls()
+    a_trainer(calls, num_steps=2).train()
+    assert calls.calls == ["start", "step 1", "step 2", "finish", "end"]
+
+    def fail(trainer: Trainer, report: Any) -> None:
+        raise RuntimeError("power cut")
+
+    calls = Calls()
+    with pytest.raises(RuntimeError, match="power cut"):
+        a_trainer(calls, fail, num_steps=2).train()
+    assert calls.calls == ["start", "step 1", "end"]
+
+
+def test_curves_have_stable_names(tmp_path: Path) -> None:
+    """The names that dashboards and scripts rely on; the first and last steps are always there."""
+    a_trainer(Log(JSONLines(tmp_path / "curves.jsonl"), every=4, metrics=METRICS, samples_every=4)).train()
+    written = rows(tmp_path / "curves.jsonl")
+    assert [row["step"] for row in written] == [1, 4, 8, 10]
+    names = {"loss", "reconstruction", "penalty/l1", "lambda/l1", "lr", "gradient_norm", "tokens", "l0/mean", "l0/p50"}
+    names |= {"fvu/base/blocks.2.hook_resid_post", "fvu/pooled", "density/never"}
+    for row in written:
+        assert {f"train/{name}" for name in names} <= row.keys()
+        total = row["train/reconstruction"] + row["train/lambda/l1"] * row["train/penalty/l1"]
+        assert row["train/loss"] == pytest.approx(total, rel=1e-5)
+        assert all(math.isfinite(value) for value in row.values() if isinstance(value, float))
+    assert [row["train/tokens"] for row in written] == [16, 64, 128, 160]
+    assert [row["train/lambda/l1"] for row in written] == pytest.approx([0, 0.06, 0.1, 0.1])
+    histograms = [row["step"] for row in written if "train/density/log10/deciles" in row]
+    assert histograms == [4, 8, 10]
+    deciles = written[-1]["train/density/log10/deciles"]
+    assert len(deciles) == 11
+    assert deciles == sorted(deciles)
+
+
+def test_logging_changes_nothing(tmp_path: Path) -> None:
+    """The same weights with every callback as with none."""
+    plain, watched = a_trainer(), a_trainer(Log(JSONLines(tmp_path / "c.jsonl"), every=1, metrics=METRICS), ProgressBar())
+    for one, other in zip(plain.train().parameters(), watched.train().parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_resumed_run_has_one_curve(tmp_path: Path) -> None:
+    """Rows beyond the checkpoint, and a row that a crash cut short, are dropped; the file equals an unbroken run's."""
+
+    def logged(directory: Path) -> Log:
+        return Log(JSONLines(directory / "curves.jsonl"), every=1, metrics=METRICS)
+
+    def crash(trainer: Trainer, report: Any) -> None:
+        if report.step == 7:
+            raise RuntimeError("power cut")
+
+    a_trainer(logged(tmp_path / "whole"), Checkpoint(tmp_path / "whole", every=5)).train()
+    cut = tmp_path / "cut"
+    with pytest.raises(RuntimeError):
+        a_trainer(logged(cut), Checkpoint(cut, every=5), crash).train()
+    with (cut / "curves.jsonl").open("a") as stream:
+        stream.write('{"step": 8, "train/lo')
+    assert [row["step"] for row in rows_that_are_whole(cut / "curves.jsonl")] == list(range(1, 8))
+    second = a_trainer(logged(cut), Checkpoint(cut, every=5))
+    newest = newest_checkpoint(cut)
+    assert newest is not None
+    load_checkpoint(second, newest)
+    second.train()
+    assert (cut / "curves.jsonl").read_text() == (tmp_path / "whole" / "curves.jsonl").read_text()
+
+
+def rows_that_are_whole(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")]
+
+
+def test_the_console_prints_a_line_a_row() -> None:
+    """Step, loss and what else it is asked for, in order; what a row lacks is left out."""
+    stream = io.StringIO()
+    console = Console(names=("train/l0/mean", "train/absent", "train/loss"), stream=stream)
+    a_trainer(Log([console], every=5, metrics=METRICS)).train()
+    lines = stream.getvalue().splitlines()
+    assert [line.split()[:2] for line in lines] == [["step", "1"], ["step", "5"], ["step", "10"]]
+    assert all(line.split()[2:5:2] == ["l0/mean", "loss"] for line in lines)
+
+
+def test_the_bar_ends_full(capsys: pytest.CaptureFixture[str]) -> None:
+    """It shows loss, L0 and FVU."""
+    a_trainer(ProgressBar(every=5)).train()
+    shown = capsys.readouterr().err
+    assert "10/10" in shown
+    for name in ("loss=", "L0=2", "FVU="):
+        assert name in shown
+
+
+def test_wandb_offline_needs_nobody(tmp_path: Path) -> None:
+    """No login, no network, no prompt: curves and histograms land in an offline run's folder."""
+    sink = WeightsAndBiases("offline", name="smoke", directory=tmp_path)
+    a_trainer(Log([sink], every=5, metrics=METRICS, samples_every=5)).train()
+    (folder,) = (tmp_path / "wandb").glob("offline-run-*")
+    (file,) = folder.glob("*.wandb")
+    content = file.read_bytes()
+    for name in (b"train/loss", b"train/density/log10", b"SummedSquaredError"):
+        assert name in content
+
+
+def test_wandb_disabled_is_not_even_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`disabled` costs nothing and leaves nothing."""
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    a_trainer(Log([WeightsAndBiases("disabled", directory=tmp_path)])).train()
+    assert not os.listdir(tmp_path)
+
+
+def test_a_run_goes_on_without_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Absent: one warning, and the other sinks have every row."""
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    log = Log([WeightsAndBiases("offline"), JSONLines(tmp_path / "curves.jsonl")], every=1)
+    with pytest.warns(UserWarning, match="wandb stopped working") as caught:
+        a_trainer(log).train()
+    assert len(caught) == 1
+    assert len(rows(tmp_path / "curves.jsonl")) == 10
+
+
+def test_a_run_goes_on_when_wandb_breaks(tmp_path: Path) -> None:
+    """Broken in the middle: one warning, and training ends as it should."""
+
+    class Broken:
+        def log(self, *args: Any, **kwargs: Any) -> None:
+            raise OSError("disk full")
+
+        def finish(self) -> None:
+            raise OSError("disk full")
+
+    sink = WeightsAndBiases("offline")
+    sink.open = lambda trainer: None  # type: ignore[method-assign]
+    sink._run = Broken()
+    with pytest.warns(UserWarning, match="disk full") as caught:
+        coder = a_trainer(Log([sink, JSONLines(tmp_path / "curves.jsonl")], every=1)).train()
+    assert len(caught) == 1
+    assert not coder.training
+    assert len(rows(tmp_path / "curves.jsonl")) == 10
+
+
+def test_checkpoints_come_as_asked(tmp_path: Path) -> None:
+    """Every so many steps and at the end, the newest two kept."""
+    a_trainer(Checkpoint(tmp_path, every=4)).train()
+    assert sorted(child.name for child in tmp_path.iterdir()) == ["step_000000008", "step_000000010"]
+
+
+def test_a_full_disk_costs_a_checkpoint_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The save fails with a warning, the older checkpoint stays whole, training goes on, and the failure is known."""
+    from crosscode.training import checkpoint
+
+    write = checkpoint._write_manifest
+
+    def full(directory: Path) -> None:
+        if "8" in directory.name or "10" in directory.name:
+            raise OSError(28, "No space left on device")
+        write(directory)
+
+    monkeypatch.setattr(checkpoint, "_write_manifest", full)
+    callback = Checkpoint(tmp_path, every=4)
+    with pytest.warns(UserWarning, match="No space left on device") as caught:
+        trainer = a_trainer(callback)
+        trainer.train()
+    assert len(caught) == 2
+    assert trainer.state.step == 10
+    assert callback.failed
+    assert [child.name for child in tmp_path.iterdir()] == ["step_000000004"]
+    assert newest_checkpoint(tmp_path) == tmp_path / "step_000000004"
+
+
+def test_a_new_run_does_not_keep_an_old_ones_checkpoints(tmp_path: Path) -> None:
+    """Trained afresh into the directory of another, longer run: what is found afterwards is the new run's."""
+    a_trainer(Checkpoint(tmp_path, every=4), num_steps=16).train()
+    trainer = a_trainer(Checkpoint(tmp_path, every=4), num_steps=8, lr=1e-3)
+    trainer.train()
+    assert sorted(child.name for child in tmp_path.iterdir()) == ["step_000000004", "step_000000008"]
+    newest = newest_checkpoint(tmp_path)
+    assert newest is not None
+    load_checkpoint(a_trainer(num_steps=8, lr=1e-3), newest)
+
+
+@pytest.mark.parametrize("make", [lambda: Log([], every=0), lambda: Checkpoint("x", every=0), lambda: Checkpoint("x", keep=0)])
+def test_intervals_are_at_least_one(make: Any) -> None:
+    """Zero steps between rows or checkpoints is refused when it is asked for."""
+    with pytest.raises(BadInput, match="must be at least 1"):
+        make()

@@ -1,0 +1,388 @@
+"""Files are data: whatever stands in them, loading runs none of it, allocates nothing absurd, and fails in one line.
+
+That everything comes back bit for bit is tested over the whole product of coders in `laws/test_saving.py`.
+"""
+
+import copy
+import json
+import pickle
+import struct
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import crosscode
+from crosscode.activations import BatchTopK, JumpReLU, PerSite, ReLU
+from crosscode.batch import Batch
+from crosscode.errors import BadInput
+from crosscode.initialization import AnthropicTranspose
+from crosscode.losses import SummedSquaredError
+from crosscode.models import DenseDecoder, DenseEncoder, SharedDecoder, SparseCoder, compound_cross_layer_transcoder, sae
+from crosscode.module import module
+from crosscode.saving import NotLoadable, build, load, save, spec_of
+from crosscode.training import Trainer, load_checkpoint, newest_checkpoint, save_checkpoint
+from crosscode.training.checkpoint import DamagedCheckpoint
+
+REFUSED = (NotLoadable, BadInput)
+
+
+def coders() -> dict[str, SparseCoder]:
+    return {
+        "diffing": SparseCoder(DenseEncoder((2, 1), 4, 6), JumpReLU(6), SharedDecoder(6, 2, (2, 1), 4)),
+        "compound": compound_cross_layer_transcoder(3, 2, 4, PerSite([BatchTopK(1), BatchTopK(2)]), skip=True),
+    }
+
+
+def spec_paths(spec: Any, path: tuple = ()) -> Iterator[tuple]:
+    """The place of every value in nested JSON."""
+    yield path
+    items = spec.items() if isinstance(spec, dict) else enumerate(spec) if isinstance(spec, list) else ()
+    for key, value in items:
+        yield from spec_paths(value, (*path, key))
+
+
+def put_at(spec: Any, path: tuple, value: Any) -> Any:
+    if not path:
+        return value
+    spec = copy.copy(spec)
+    spec[path[0]] = put_at(spec[path[0]], path[1:], value)
+    return spec
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**20), 10**20)
+    | st.sampled_from([0, 1, 2, 3, 10**6, 10**9, 10**12, 2**63, -1])
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(["os.system", "../x", "crosscode.models.sae", "crosscode.models.SparseCoder", "builtins.eval"])
+    | st.sampled_from(["crosscode.activations.TopK", "crosscode.models.DenseEncoder", "crosscode.saving.Path", ""]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["class", "fields", "slice", "k", "n_latents"]), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None)
+@given(data=st.data())
+def test_an_edited_spec_loads_or_is_refused(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Any value at any place: either a coder that fits the weights, or one of our errors; never anything else."""
+    name = data.draw(st.sampled_from(sorted(coders())))
+    directory = tmp_path_factory.getbasetemp() / f"fuzz_{name}"
+    save(coders()[name], directory)
+    content = json.loads((directory / "coder.json").read_text())
+    path = data.draw(st.sampled_from(list(spec_paths(content))))
+    (directory / "coder.json").write_text(json.dumps(put_at(content, path, data.draw(JSON))))
+    try:
+        assert isinstance(load(directory), nn.Module)
+    except REFUSED as error:
+        assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "os.system",
+        "builtins.eval",
+        "../x",
+        "crosscode.saving.os.system",
+        "crosscode.models.torch",
+        "crosscode.models.sae",
+        "crosscode.models.nn.Linear",
+        "crosscode.activations.base",
+        "crosscode.activations..TopK",
+        "crosscode.activations.TopK\n",
+        "subprocess.Popen",
+        "torch.nn.Linear",
+    ],
+)
+def test_a_spec_cannot_name_foreign_code(name: str) -> None:
+    """Only attrs classes that crosscode makes public, by their public name."""
+    with pytest.raises(NotLoadable, match="no part of crosscode"):
+        build({"class": name, "fields": {}})
+
+
+@pytest.mark.parametrize("size", [10**9, 10**12, 2**62])
+@pytest.mark.parametrize(
+    "field", ["n_latents", "n_shared", "d_in", "d_out", "in_dims", "out_dims", "n_latents_per_site"]
+)
+def test_absurd_sizes_fail_before_anything_is_allocated(field: str, size: int, tmp_path: Path) -> None:
+    """A terabyte in the spec is refused at once, wherever it stands, naming the file."""
+    n_found = 0
+    for name, coder in coders().items():
+        load(save(coder, tmp_path / name))
+        content = json.loads((tmp_path / name / "coder.json").read_text())
+        for path in spec_paths(content):
+            if path and path[-1] == field:
+                n_found += 1
+                for value in [[size], [size, size], [2, size]] if field.endswith("dims") else [size]:
+                    (tmp_path / name / "coder.json").write_text(json.dumps(put_at(content, path, value)))
+                    started = time.process_time()
+                    with pytest.raises(NotLoadable):
+                        load(tmp_path / name)
+                    assert time.process_time() - started < 1
+    assert n_found
+
+
+def test_numbers_must_be_of_their_kind(tmp_path: Path) -> None:
+    """Half a latent, a flag for a number or a word for a flag fail at once, not when first used."""
+    save(sae(4, 6, BatchTopK(2)), tmp_path)
+    content = json.loads((tmp_path / "coder.json").read_text())
+    for field, value in {"k": 2.5, "weighted": "false", "ema_decay": True, "anneal_steps": "3"}.items():
+        path = next(path for path in spec_paths(content) if path and path[-1] == field)
+        (tmp_path / "coder.json").write_text(json.dumps(put_at(content, path, value)))
+        with pytest.raises(NotLoadable, match=field):
+            load(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "null", "[]", '"coder"', '{"format": 1}', '{"format": 2}'])
+def test_a_spec_that_is_none_is_refused(text: str, tmp_path: Path) -> None:
+    """Cut short, endlessly nested, of another format: one line that names the file."""
+    save(sae(4, 6, ReLU()), tmp_path)
+    (tmp_path / "coder.json").write_text(text)
+    with pytest.raises(NotLoadable, match=r"coder\.json"):
+        load(tmp_path)
+    (tmp_path / "coder.json").write_bytes(b"\xff\xfe" + text.encode())
+    with pytest.raises(NotLoadable, match=r"coder\.json"):
+        load(tmp_path)
+
+
+def test_weights_cut_short_anywhere_are_refused(tmp_path: Path) -> None:
+    """Every length of the file but the whole one; deleted files are named."""
+    save(sae(4, 6, ReLU()), tmp_path)
+    file = tmp_path / "model.safetensors"
+    whole = file.read_bytes()
+    for n in [*range(0, len(whole), 29), len(whole) - 1]:
+        file.write_bytes(whole[:n])
+        with pytest.raises(NotLoadable, match=r"model\.safetensors"):
+            load(tmp_path)
+    file.write_bytes(whole + b"\0")
+    with pytest.raises(NotLoadable, match=r"model\.safetensors"):
+        load(tmp_path)
+    for name in ("model.safetensors", "coder.json"):
+        save(sae(4, 6, ReLU()), tmp_path)
+        (tmp_path / name).unlink()
+        with pytest.raises(BadInput, match=name):
+            load(tmp_path)
+    with pytest.raises(BadInput, match="nowhere"):
+        load(tmp_path / "nowhere")
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None)
+@given(data=st.data())
+def test_an_altered_header_loads_or_is_refused(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Bytes of the safetensors header overwritten: one of our errors, or a coder of the right shapes."""
+    directory = save(sae(4, 6, ReLU()), tmp_path_factory.getbasetemp() / "header")
+    file = directory / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    n_header = 8 + struct.unpack("<Q", content[:8])[0]
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, n_header - 1))] = data.draw(st.integers(0, 255))
+    file.write_bytes(content)
+    try:
+        assert load(directory).encoder.weights().shape == (4, 6)
+    except REFUSED as error:
+        assert "\n" not in str(error)
+
+
+def test_weights_of_another_kind_are_refused(tmp_path: Path) -> None:
+    """Integers cannot be weights."""
+    from safetensors.torch import load_file, save_file
+
+    save(sae(4, 6, ReLU()), tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["encoder.W_enc_XiDiL"] = weights["encoder.W_enc_XiDiL"].to(torch.int64)
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(NotLoadable, match="W_enc_XiDiL is torch.int64"):
+        load(tmp_path)
+
+
+def test_nothing_is_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither saving nor loading touches pickle, and a pickle in place of the weights stays data."""
+
+    def forbidden(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("pickle was used")
+
+    for name in ("load", "loads", "dump", "dumps", "Unpickler", "Pickler"):
+        monkeypatch.setattr(pickle, name, forbidden)
+    trainer = a_trainer()
+    trainer.train()
+    load(save(trainer.model, tmp_path / "coder"))
+    load_checkpoint(a_trainer(), save_checkpoint(trainer, tmp_path / "run"))
+    monkeypatch.undo()
+    (tmp_path / "coder" / "model.safetensors").write_bytes(pickle.dumps({"encoder": 1}))
+    with pytest.raises(NotLoadable):
+        load(tmp_path / "coder")
+
+
+@module
+class TwiceNamedDecoder(DenseDecoder):
+    """A user's decoder whose weights have two names: its state holds one tensor twice."""
+
+    def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
+        self.W_alias_LXoDo = self.W_dec_LXoDo
+
+
+def test_tied_weights_of_a_users_own_can_be_saved(tmp_path: Path) -> None:
+    """Tensors that share memory come back equal, and tied."""
+    coder = SparseCoder(DenseEncoder((), 4, 6), ReLU(), TwiceNamedDecoder(6, (), 4))
+    AnthropicTranspose(1.0)(coder, [])
+    decoder = load(save(coder, tmp_path), classes=[TwiceNamedDecoder]).decoder
+    assert torch.equal(decoder.W_dec_LXoDo, coder.decoder.W_dec_LXoDo)
+    assert decoder.W_alias_LXoDo is decoder.W_dec_LXoDo
+
+
+def test_what_is_no_data_cannot_be_saved(tmp_path: Path) -> None:
+    """A plain module has no spec: it is named, and nothing is written."""
+    coder = sae(4, 6, ReLU())
+    coder.encoder = nn.Linear(4, 6)
+    with pytest.raises(BadInput, match="Linear cannot be saved"):
+        save(coder, tmp_path / "coder")
+    assert not (tmp_path / "coder").exists()
+
+
+def test_a_spec_is_readable() -> None:
+    """Public names, and every choice with its value."""
+    spec = spec_of(sae(4, 6, BatchTopK(2, weighted=False)))
+    assert spec["class"] == "crosscode.models.SparseCoder"
+    assert spec["fields"]["activation"]["class"] == "crosscode.activations.BatchTopK"
+    assert spec["fields"]["activation"]["fields"]["k"] == 2
+    assert spec["fields"]["skip"] is None
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+def a_trainer(**given: Any) -> Trainer:
+    coder = sae(4, 6, BatchTopK(2))
+    generator = torch.Generator().manual_seed(0)
+    defaults = {
+        "model": coder,
+        "data": [Batch.autoencode(torch.randn(16, 4, generator=generator)) for _ in range(3)],
+        "init": [AnthropicTranspose(1.0)],
+        "loss": SummedSquaredError(),
+        "optimizer": torch.optim.Adam(coder.parameters()),
+        "lr": 1e-2,
+        "num_steps": 4,
+    }
+    return Trainer(**{**defaults, **given})
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run with whole checkpoints of steps 2 and 4."""
+    trainer = a_trainer(callbacks=[lambda trainer, report: report.step % 2 or save_checkpoint(trainer, tmp_path)])
+    trainer.train()
+    return tmp_path
+
+
+FILES = ("coder.json", "model.safetensors", "optimizer.safetensors", "state.safetensors", "state.json", "MANIFEST.json")
+
+
+def damage(file: Path, how: str) -> None:
+    content = bytearray(file.read_bytes())
+    if how == "deleted":
+        file.unlink()
+    elif how == "truncated":
+        file.write_bytes(content[: len(content) // 2])
+    elif how == "emptied":
+        file.write_bytes(b"")
+    else:
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("how", ["deleted", "truncated", "emptied", "flipped"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(name: str, how: str, run: Path) -> None:
+    """Every file in turn: the warning names it, the older checkpoint is found, and the damaged one is not loaded."""
+    newest = run / "step_000000004"
+    assert sorted(file.name for file in newest.iterdir()) == sorted(FILES)
+    assert newest_checkpoint(run) == newest
+    damage(newest / name, how)
+    with pytest.warns(UserWarning, match=f"step_000000004 is damaged.*{name.replace('.', '[.]')}"):
+        assert newest_checkpoint(run) == run / "step_000000002"
+    with pytest.raises(DamagedCheckpoint, match=name):
+        load_checkpoint(a_trainer(), newest)
+    trainer = a_trainer()
+    load_checkpoint(trainer, run / "step_000000002")
+    assert trainer.state.step == 2
+
+
+def test_no_whole_checkpoint_is_none(run: Path) -> None:
+    """All damaged, or no directory at all."""
+    for step in (2, 4):
+        damage(run / f"step_00000000{step}" / "model.safetensors", "flipped")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert newest_checkpoint(run) is None
+    assert len(caught) == 2
+    assert newest_checkpoint(run / "nowhere") is None
+
+
+def test_a_manifest_cannot_point_elsewhere(run: Path) -> None:
+    """Names with slashes or dots up are damage, even with a fitting checksum."""
+    import hashlib
+
+    manifest = run / "step_000000004" / "MANIFEST.json"
+    body = json.dumps({"files": {"../../secret": {"bytes": 0, "sha256": hashlib.sha256(b"").hexdigest()}}})
+    manifest.write_text(f"{hashlib.sha256(body.encode()).hexdigest()}\n{body}\n")
+    with pytest.warns(UserWarning, match="names"):
+        assert newest_checkpoint(run) == run / "step_000000002"
+
+
+def test_what_a_killed_run_left_half_written_is_ignored(run: Path) -> None:
+    """Temporary directories are no checkpoints, and do not stand in the way of the next one."""
+    (run / ".writing_6_123").mkdir()
+    (run / "step_000000006").mkdir()
+    with pytest.warns(UserWarning, match="step_000000006 is damaged"):
+        assert newest_checkpoint(run) == run / "step_000000004"
+    trainer = a_trainer(num_steps=6)
+    trainer.train()
+    assert save_checkpoint(trainer, run) == run / "step_000000006" == newest_checkpoint(run)
+
+
+def test_only_the_newest_checkpoints_stay(tmp_path: Path) -> None:
+    """`keep` of them; the rest is deleted."""
+    trainer = a_trainer(
+        num_steps=5, callbacks=[lambda trainer, report: save_checkpoint(trainer, tmp_path, keep=2) and None]
+    )
+    trainer.train()
+    assert sorted(child.name for child in tmp_path.iterdir()) == ["step_000000004", "step_000000005"]
+
+
+def test_a_checkpoint_of_another_configuration_lists_what_differs(run: Path) -> None:
+    """Each differing field with both values; equal ones are not mentioned."""
+    for given_, said in [
+        ({"lr": 1e-3}, "lr.value: 0.01 -> 0.001"),
+        ({"num_steps": 9}, "num_steps: 4 -> 9"),
+        ({"init": [AnthropicTranspose(0.5)]}, "init.0.norm: 1.0 -> 0.5"),
+        ({"model": (coder := sae(4, 6, BatchTopK(3))), "optimizer": torch.optim.Adam(coder.parameters())}, "k: 2 -> 3"),
+        ({"accumulate": 2}, "accumulate: 1 -> 2"),
+    ]:
+        with pytest.raises(BadInput, match="another configuration") as error:
+            load_checkpoint(a_trainer(**given_), run / "step_000000004")
+        assert said in str(error.value)
+        assert str(error.value).count("->") == 1
+
+
+def test_a_checkpoint_is_a_saved_coder(run: Path) -> None:
+    """`crosscode.load` reads it as any other."""
+    trainer = a_trainer()
+    trainer.train()
+    x_BD = torch.randn(5, 4)
+    mid_run = crosscode.load(run / "step_000000004")
+    assert torch.equal(mid_run.encoder.weights(), trainer.model.encoder.weights())
+    assert mid_run(x_BD).shape == (5, 4)
