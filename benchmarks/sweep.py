@@ -76,7 +76,8 @@ def sweep(recipe: str) -> str:
     header = f"| {' | '.join(rows[0])} |\n|{'---|' * len(rows[0])}"
     lines = [f"| {' | '.join(f'{value:.4g}' for value in row.values())} |" for row in rows]
     steps = f"{trainers[0].num_steps} steps of {run.batch_size} tokens"
-    return f"# {recipe}\n\n`python benchmarks/sweep.py {recipe}`: {steps}, held-out text.\n\n{header}\n" + "\n".join(lines) + "\n"
+    title = f"# {recipe}\n\n`python benchmarks/sweep.py {recipe}`: {steps}, held-out text.\n\n"
+    return title + "\n".join([header, *lines]) + "\n"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Compound cross-layer transcoder: every layer's latents read that MLP's input and write its and all later outputs.
 
-Source: Ameisen et al., "Circuit Tracing", Anthropic, March 2025 (architecture; JumpReLU with tanh sparsity). Penalties and
-scores weigh a latent by the norm of its concatenated decoder, as there. With `--activation batch_topk` each layer
+Source: Ameisen et al., "Circuit Tracing", Anthropic, March 2025 (architecture; JumpReLU with tanh sparsity). Penalties
+and scores weigh a latent by the norm of its concatenated decoder, as there. With `--activation batch_topk` each layer
 keeps k latents per token on average, with a threshold of its own.
 
     python recipes/compound_clt.py --activation jumprelu

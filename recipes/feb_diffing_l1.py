@@ -1,7 +1,7 @@
 """Model diffing with designated shared latents, L1 penalty: the form in the February 2025 text.
 
-Source: "Insights on Crosscoder Model Diffing", Anthropic, February 2025. A small set of latents writes the same vector to
-both models and pays less to fire; it absorbs what the models share, so that the rest can be exclusive and monosemantic.
+Source: "Insights on Crosscoder Model Diffing", Anthropic, February 2025. A small set of latents writes the same vector
+to both models and pays less to fire; it absorbs what they share, so that the rest can be exclusive and monosemantic.
 
     python recipes/feb_diffing_l1.py
 """

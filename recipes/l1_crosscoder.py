@@ -36,7 +36,7 @@ def l1_crosscoder(
     Args:
         run: models, data and output.
         n_latents: how many latents.
-        l1: weight of the penalty, in units of squared scaled activations (the paper's own has weight 1; replications use 2).
+        l1: weight of the penalty, in units of squared scaled activations (the paper: 1; replications: 2).
         l1_ramp: part of the run over which the weight rises from 0 (replications: 0.05).
         decoder_norm: norm of each latent's decoder at each site at the start (replications: 0.08).
         lr: Adam's learning rate (replications at L = 16384: 5e-5).

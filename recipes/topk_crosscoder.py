@@ -1,7 +1,7 @@
 """TopK-style crosscoder: TopK, BatchTopK or GroupMax, with AuxK for dead latents.
 
-Sources: Gao et al. 2024 (TopK, AuxK); Bussmann et al. 2024 (BatchTopK); Minder et al. 2025 (BatchTopK crosscoders: latents
-ranked by decoder-norm-weighted scores, which discourages one concept from splitting into two one-sided latents).
+Sources: Gao et al. 2024 (TopK, AuxK); Bussmann et al. 2024 (BatchTopK); Minder et al. 2025 (BatchTopK crosscoders:
+latents ranked by decoder-norm-weighted scores, which discourages splitting a concept into two one-sided latents).
 
     python recipes/topk_crosscoder.py --style batch_topk
     python recipes/topk_crosscoder.py --models embedded:base embedded:tuned --hookpoints blocks.2.hook_resid_post

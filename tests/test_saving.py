@@ -25,7 +25,14 @@ from crosscode.batch import Batch
 from crosscode.errors import BadInput
 from crosscode.initialization import AnthropicTranspose
 from crosscode.losses import SummedSquaredError
-from crosscode.models import DenseDecoder, DenseEncoder, SharedDecoder, SparseCoder, compound_cross_layer_transcoder, sae
+from crosscode.models import (
+    DenseDecoder,
+    DenseEncoder,
+    SharedDecoder,
+    SparseCoder,
+    compound_cross_layer_transcoder,
+    sae,
+)
 from crosscode.module import module
 from crosscode.saving import NotLoadable, build, load, save, spec_of
 from crosscode.training import Trainer, load_checkpoint, newest_checkpoint, save_checkpoint
@@ -139,7 +146,7 @@ def test_numbers_must_be_of_their_kind(tmp_path: Path) -> None:
     """Half a latent, a flag for a number or a word for a flag fail at once, not when first used."""
     save(sae(4, 6, BatchTopK(2)), tmp_path)
     content = json.loads((tmp_path / "coder.json").read_text())
-    for field, value in {"k": 2.5, "weighted": "false", "ema_decay": True, "anneal_steps": "3"}.items():
+    for field, value in {"k": 2.5, "weighted": "false", "ema_decay": True, "anneal_steps": "3", "norm": "l3"}.items():
         path = next(path for path in spec_paths(content) if path and path[-1] == field)
         (tmp_path / "coder.json").write_text(json.dumps(put_at(content, path, value)))
         with pytest.raises(NotLoadable, match=field):

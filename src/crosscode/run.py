@@ -207,9 +207,10 @@ def run_recipe(trainer: Trainer, run: RunOptions, name: str) -> dict[str, Any]:
         WeightsAndBiases(run.wandb_mode, run.wandb_project, name, directory),
     ]
     dead_after = run.dead_after_tokens(trainer.num_steps)
+    metrics = [*measures(trainer), Dead(dead_after)]
     trainer.callbacks = (
         *trainer.callbacks,
-        Log(sinks, every=run.log_every, metrics=[*measures(trainer), Dead(dead_after)], samples_every=10 * run.log_every),
+        Log(sinks, every=run.log_every, metrics=metrics, samples_every=10 * run.log_every),
         checkpoints,
         *([] if run.quiet else [ProgressBar()]),
     )
@@ -221,6 +222,11 @@ def run_recipe(trainer: Trainer, run: RunOptions, name: str) -> dict[str, Any]:
         if newest is None:
             raise BadInput(f"resume: {str(directory / 'checkpoints')!r} holds no whole checkpoint.")
         load_checkpoint(trainer, newest)
+    elif newest_checkpoint(directory / "checkpoints") and not (directory / "summary.json").exists():
+        raise BadInput(
+            f"output={str(directory)!r} holds a run that was cut short: --resume goes on, another --output keeps it."
+        )
+    (directory / "summary.json").unlink(missing_ok=True)  # there once a run is complete
     (directory / "configuration.json").write_text(json.dumps(describe(trainer), indent=2) + "\n")
     coder = trainer.train()
     save(coder, directory / "coder")

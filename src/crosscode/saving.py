@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from math import prod
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import attrs
 import torch
@@ -95,7 +95,8 @@ def _build(spec: Any, classes: dict[str, type]) -> Any:
         except CrosscodeError as error:
             raise NotLoadable(f"coder.json describes a {cls.__name__} that cannot be: {error}") from error
         except Exception as error:  # wrong fields or types in a file somebody edited
-            raise NotLoadable(f"coder.json's fields do not fit {cls.__name__}: {error}") from error
+            why = next(iter(str(error).splitlines()), type(error).__name__)
+            raise NotLoadable(f"coder.json's fields do not fit {cls.__name__}: {why}") from error
     raise NotLoadable(f"coder.json holds something that is no spec: {str(spec)[:80]!r}.")
 
 
@@ -103,11 +104,14 @@ PLAIN: dict[Any, tuple[type, ...]] = {int: (int,), float: (int, float), bool: (b
 
 
 def _check_types(cls: type, fields: dict[str, Any]) -> None:
-    """Numbers, flags and words are what the class says they are: `k = 2.5` would fail only when first used."""
+    """Numbers, flags and choices are what the class says they are: `k = 2.5` would fail only when first used."""
     for field in attrs.fields(cls):
-        allowed, value = PLAIN.get(field.type), fields.get(field.name)
-        if allowed is not None and field.name in fields:
-            if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+        if field.name in fields:
+            value, allowed, choices = fields[field.name], PLAIN.get(field.type), get_args(field.type)
+            if get_origin(field.type) is Literal and value not in choices:
+                raise BadInput(f"{field.name}={value!r} is not one of {', '.join(map(repr, choices))}.")
+            is_flag = isinstance(value, bool)
+            if allowed is not None and not (isinstance(value, allowed) and is_flag == (allowed == (bool,))):
                 raise BadInput(f"{field.name}={value!r} is no {field.type.__name__}.")
 
 
@@ -211,7 +215,9 @@ def _check_magnitudes(spec: Any, n_numbers: int, directory: Path) -> None:
     for side in ("in", "out"):  # a coder stores a shift for each coordinate of each site
         sizes = [spec.get(f"d_{side}", 1), *(dims if isinstance(dims := spec.get(f"{side}_dims"), list) else [])]
         if all(isinstance(size, int) for size in sizes) and prod(map(abs, sizes)) > n_numbers:
-            raise NotLoadable(f"{directory / SPEC} asks for more than {WEIGHTS} holds: {side}puts of {sizes[1:]} x {sizes[0]}.")
+            raise NotLoadable(
+                f"{directory / SPEC} asks for more than {WEIGHTS} holds: {side}puts of {sizes[1:]} x {sizes[0]}."
+            )
     for name, value in spec.items():
         if name.startswith("n_") and isinstance(value, int) and abs(value) > n_numbers:
             raise NotLoadable(f"{directory / SPEC} asks for more than {WEIGHTS} holds: {name} = {value}.")

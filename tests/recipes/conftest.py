@@ -13,10 +13,11 @@ import crosscode.run
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Holds `base`, `tuned` and `text.txt`."""
+    """Holds `base`, `tuned`, the twice as wide `wide`, and `text.txt`."""
     folder = tmp_path_factory.mktemp("recipes")
     save_model(folder / "base", seed=0)
     save_model(folder / "tuned", seed=1)
+    save_model(folder / "wide", seed=2, width=32)
     save_text(folder / "text.txt")
     return folder
 

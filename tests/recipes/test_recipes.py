@@ -138,3 +138,58 @@ def test_the_topk_sae_learns(run_small, tmp_path: Path) -> None:
     coder = crosscode.load(tmp_path / "run" / "coder")
     torch.testing.assert_close(coder.decoder.norms_LXo(), torch.ones(32))
     assert summary["l0/mean"] <= 6
+
+
+@pytest.mark.parametrize("name", ["l1", "jan", "batch_topk"])
+def test_models_of_different_width_train_together(name: str, run_small, folder: Path, tmp_path: Path) -> None:
+    """16 beside 32 at two hookpoints: padded, and what is padded is never written."""
+    recipe, arguments = CROSSCODERS[name]
+    hookpoints = [f"blocks.{i}.hook_resid_post" for i in (1, 2)]
+    summary = run_small(recipe, **arguments, models=[folder / "base", folder / "wide"], hookpoints=hookpoints)
+    check(tmp_path / "run", summary, recipe)
+    assert len([key for key in summary if key.startswith(("fvu/base/", "fvu/wide/"))]) == 4
+    W_dec_LMPD = crosscode.load(tmp_path / "run" / "coder").decoder.dense()
+    assert W_dec_LMPD.shape == (32, 2, 2, 32)
+    assert W_dec_LMPD[:, 0, :, 16:].abs().max() == 0
+    assert W_dec_LMPD[:, 0, :, :16].abs().max() > 0
+
+
+def test_one_model_at_two_revisions_has_two_names(run_small, folder: Path, tmp_path: Path) -> None:
+    """Models whose names end alike are told apart by their number, so that no figure is lost."""
+    twin = tmp_path / "base"
+    twin.symlink_to(folder / "tuned")
+    summary = run_small("l1_crosscoder", **ONE_HOOKPOINT, models=[folder / "base", twin], num_steps=2)
+    names = [key for key in summary if key.startswith("fvu/base")]
+    assert sorted(names) == ["fvu/base.0/blocks.2.hook_resid_post", "fvu/base.1/blocks.2.hook_resid_post"]
+
+
+def test_a_second_run_needs_no_language_model(run_small, folder: Path, tmp_path: Path, monkeypatch) -> None:
+    """With `--cache` the same text is harvested once, and the coder is the same."""
+    from crosscode.data.language_model import TransformerLensModel
+
+    given = {"k": 6, "cache": tmp_path / "cache", "num_steps": 10}
+    first = run_small("sae_topk", **given)
+
+    def forbidden(*args: Any) -> None:
+        raise AssertionError("harvested again")
+
+    monkeypatch.setattr(TransformerLensModel, "harvest", forbidden)
+    assert run_small("sae_topk", **given) == first
+
+
+def test_the_main_job_runs_on_what_is_shipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No models, data or login given: the embedded pair, its own text, wandb offline, a bar and a table to read."""
+    from small_runs import factory, options
+
+    from crosscode.run import main
+
+    arguments = {"n_latents": 128, "n_shared": 32, "num_steps": 60, "batch_size": 512, "shuffle_buffer": 8192}
+    arguments |= {"eval_tokens": 2000, "lr": 3e-3, "output": tmp_path / "run"}
+    summary = main(factory("feb_diffing_jumprelu"), options(**arguments))
+    assert summary["fvu/pooled"] < 0.9
+    assert {"fvu/embedded:base/blocks.2.hook_resid_post", "fvu/embedded:tuned/blocks.2.hook_resid_post"} <= summary.keys()
+    shown = capsys.readouterr()
+    assert "60/60" in shown.err
+    for part in ("FVU", "L0", "dead latents", "elative decoder norm", "crosscode.load("):
+        assert part in shown.out
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))

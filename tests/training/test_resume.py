@@ -56,6 +56,7 @@ def test_a_run_cut_short_ends_as_if_it_had_not_been(recipe: str, folder: Path, t
     assert run(folder, recipe, cut, die_at=20) == 9
     assert not (cut / "coder").exists()
     assert [child.name for child in (cut / "checkpoints").iterdir()] == ["step_000000020"]
+    assert run(folder, recipe, cut) == 2, "without --resume a run that was cut short is not overwritten"
     assert run(folder, recipe, cut, resume=True) == 0
     assert fingerprint(cut / "coder") == fingerprint(whole / "coder")
     last = Path("checkpoints/step_000000040")

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
+from typing import Any
 
-import attrs
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -49,7 +49,7 @@ class _Partition(Activation):
 
     @property
     def score_norm(self) -> ScoreNorm | None:
-        norms = {part.score_norm for part in self.parts()}
+        norms: set[Any] = {part.score_norm for part in self.parts()}
         if len(norms) > 1:
             raise BadInput(f"the parts of {type(self).__name__} must rank alike, got {sorted(map(str, norms))}.")
         return norms.pop()
@@ -98,12 +98,13 @@ class PerSite(_Partition):
         activations: one a site, each with its own thresholds; never the same object twice.
     """
 
-    activations: Sequence[Activation] = attrs.field(converter=nn.ModuleList)
+    activations: Sequence[Activation]
 
     def __attrs_post_init__(self) -> None:
         at_least("PerSite.activations: their number", len(self.activations), 1)
         if len({id(part) for part in self.activations}) < len(self.activations):
             raise BadInput("PerSite.activations holds one activation twice: sites would share its thresholds.")
+        self.activations = nn.ModuleList(self.activations)  # type: ignore[assignment]
 
     def parts(self) -> Sequence[Activation]:
         return list(self.activations)

@@ -133,7 +133,7 @@ class BatchTopK(Activation):
             return indices_N, offsets_B1
         if self._candidates is None and self.threshold < 0:
             raise CrosscodeError(
-                "BatchTopK has no inference threshold yet: train it, or call crosscode.training.calibrate(coder, batches)."
+                "BatchTopK has no inference threshold yet: train it, or call crosscode.training.calibrate(coder, data)."
             )
         return entries_where(scores_BL > self.threshold.clamp_min(0.0))
 

@@ -204,7 +204,7 @@ class WeightsAndBiases:
     def _write(self, step: int, numbers: Mapping[str, float], samples: Mapping[str, Tensor]) -> None:
         import wandb
 
-        histograms = {name: wandb.Histogram(value.float().cpu().numpy()) for name, value in samples.items()}
+        histograms = {name: wandb.Histogram(value.float().cpu().tolist()) for name, value in samples.items()}
         self._run.log({**numbers, **histograms}, step=step)
 
     def close(self) -> None:

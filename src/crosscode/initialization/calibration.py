@@ -47,7 +47,7 @@ def _check_rate(instance: object, field: "attrs.Attribute[float | None]", value:
 
 @attrs.frozen
 class JanUpdate:
-    """`W_dec ~ U(+-1/sqrt(n))`, `W_enc = (n/m) W_dec^T`, `b_dec = 0`, `b_enc` so that each latent fires on a fraction r.
+    """`W_dec ~ U(+-1/sqrt(n))`, `W_enc = (n/m) W_dec^T`, `b_dec = 0`, `b_enc` so that each fires on a fraction r.
 
     `n` is the total input width, `m` the number of latents (January 2025 update; 1/sqrt(n) is its own erratum's value).
     Run it after `NormalizeActivations` and after anything that ties decoders.

@@ -16,18 +16,26 @@ from crosscode.models import SparseCoder
 from crosscode.shapes import Dims, real_coordinates
 
 
-def first_tokens(data: Iterable[Batch], n_tokens: int) -> Iterator[Batch]:
-    """The batches that hold the first `n_tokens` tokens of the data, whole, or all if there are fewer.
+def one_epoch(data: Iterable[Batch]) -> Iterator[Batch]:
+    """The data once, where it starts over by itself (its iterator has a `cursor()` that counts epochs); else all of it.
 
-    Data that starts over by itself (an iterator with a `cursor()`) is read once: more would measure the same text again.
+    Text is measured once: a second epoch would say the same again, for ever if the text is short.
     """
-    seen = 0
     batches = iter(data)
     cursor: Callable[[], Mapping[str, int]] = getattr(batches, "cursor", dict)
     for batch in batches:
         yield batch
+        if cursor().get("epoch", 0) > 0:
+            return
+
+
+def first_tokens(data: Iterable[Batch], n_tokens: int) -> Iterator[Batch]:
+    """The batches that hold the first `n_tokens` tokens of the data, whole, or all of one epoch if there are fewer."""
+    seen = 0
+    for batch in one_epoch(data):
+        yield batch
         seen += len(batch)
-        if seen >= n_tokens or cursor().get("epoch", 0) > 0:
+        if seen >= n_tokens:
             return
     if seen == 0:
         raise BadInput("data holds no batch: there is nothing to measure activations on.")
@@ -37,7 +45,7 @@ def first_tokens(data: Iterable[Batch], n_tokens: int) -> Iterator[Batch]:
 class Remembered:
     """Data whose first batches are kept, so that several strategies, or coders, measure one harvest.
 
-    Iterating gives the same batches as the data itself. What does not fit in `most_bytes` is read again.
+    Iterating gives the batches of the data's first epoch. What does not fit in `most_bytes` is read again.
 
     Args:
         data: the data.
@@ -55,7 +63,7 @@ class Remembered:
         n_given = len(self._kept)
         while self._bytes < self.most_bytes:
             if self._rest is None:
-                self._rest = iter(self.data)
+                self._rest = one_epoch(self.data)
             batch = next(self._rest, None)
             if batch is None:
                 return
@@ -65,7 +73,7 @@ class Remembered:
                 self._bytes += batch.targets_BXoDo.nbytes
             n_given += 1
             yield batch
-        yield from islice(iter(self.data), n_given, None)
+        yield from islice(one_epoch(self.data), n_given, None)
 
 
 @attrs.frozen

@@ -1,7 +1,7 @@
 """Metrics: sums first, divide once, so that many batches give what one big batch would.
 
 A metric is a frozen description; `start()` gives an accumulator with `add(trace)` and `result()`. One batch makes a
-training curve, a held-out set an evaluation. All are of scaled space, which every name or docstring says where it matters.
+training curve, a held-out set an evaluation. All are of scaled space.
 """
 
 from crosscode.metrics.base import Accumulator, Metric, Sites, measure

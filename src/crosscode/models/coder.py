@@ -164,7 +164,7 @@ class SparseCoder(nn.Module):
         )
         if raw.skip is not None:
             assert raw.decoder.b_dec_XoDo is not None
-            raw.decoder.b_dec_XoDo -= raw.skip(self.shift_in_XiDi[None])[0]
+            raw.decoder.b_dec_XoDo.sub_(raw.skip(self.shift_in_XiDi[None])[0])
         return raw.to(self.scale_in_Xi).train(self.training)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SparseCoder":

@@ -97,13 +97,14 @@ class DenseDecoder(nn.Module):
     """
 
     n_latents: int
-    out_dims: Dims = attrs.field(converter=tuple)
+    out_dims: Dims
     d_out: int
     bias: bool = True
     widths_Xo: Dims | None = None
     mask: SiteMask | None = None
 
     def __attrs_post_init__(self) -> None:
+        self.out_dims = tuple(self.out_dims)
         at_least("DenseDecoder.n_latents", self.n_latents, 1)
         at_least("DenseDecoder.d_out", self.d_out, 1)
         self.W_dec_LXoDo = nn.Parameter(torch.zeros(self.n_latents, *self.out_dims, self.d_out))
@@ -162,12 +163,13 @@ class SharedDecoder(nn.Module):
 
     n_latents: int
     n_shared: int
-    out_dims: Dims = attrs.field(converter=tuple)
+    out_dims: Dims
     d_out: int
     bias: bool = True
     widths_Xo: Dims | None = None
 
     def __attrs_post_init__(self) -> None:
+        self.out_dims = tuple(self.out_dims)
         at_least("SharedDecoder.n_shared", self.n_shared, 0)
         at_most("SharedDecoder.n_shared", self.n_shared, self.n_latents, "n_latents")
         if len(self.out_dims) < 1:
@@ -235,12 +237,13 @@ class CausalDecoder(nn.Module):
     """
 
     n_latents_per_site: int
-    out_dims: Dims = attrs.field(converter=tuple)
+    out_dims: Dims
     d_out: int
     bias: bool = True
     widths_Xo: Dims | None = None
 
     def __attrs_post_init__(self) -> None:
+        self.out_dims = tuple(self.out_dims)
         at_least("CausalDecoder.n_latents_per_site", self.n_latents_per_site, 1)
         (n_hookpoints,) = self.out_dims
         self.W_dec_LpPD = nn.ParameterList(

@@ -78,7 +78,7 @@ class DenseEncoder(nn.Module):
         mask: sites each latent may read from; None for all.
     """
 
-    in_dims: Dims = attrs.field(converter=tuple)
+    in_dims: Dims
     d_in: int
     n_latents: int
     bias: bool = True
@@ -86,6 +86,7 @@ class DenseEncoder(nn.Module):
     mask: SiteMask | None = None
 
     def __attrs_post_init__(self) -> None:
+        self.in_dims = tuple(self.in_dims)
         at_least("DenseEncoder.d_in", self.d_in, 1)
         at_least("DenseEncoder.n_latents", self.n_latents, 1)
         self.W_enc_XiDiL = nn.Parameter(torch.zeros(*self.in_dims, self.d_in, self.n_latents))
@@ -159,13 +160,14 @@ class PerSiteEncoder(nn.Module):
         widths_Xi: real width of each site where they differ.
     """
 
-    in_dims: Dims = attrs.field(converter=tuple)
+    in_dims: Dims
     d_in: int
     n_latents_per_site: int
     bias: bool = True
     widths_Xi: Dims | None = None
 
     def __attrs_post_init__(self) -> None:
+        self.in_dims = tuple(self.in_dims)
         at_least("PerSiteEncoder.n_latents_per_site", self.n_latents_per_site, 1)
         (n_hookpoints,) = self.in_dims
         self.W_enc_PDiLp = nn.Parameter(torch.zeros(n_hookpoints, self.d_in, self.n_latents_per_site))

@@ -26,15 +26,17 @@ class LinearSkip(nn.Module):
             layer's MLP input to the same layer's output only.
     """
 
-    in_dims: Dims = attrs.field(converter=tuple)
+    in_dims: Dims
     d_in: int
-    out_dims: Dims = attrs.field(converter=tuple)
+    out_dims: Dims
     d_out: int
     pairs: Sequence[tuple[int, int]] | None = attrs.field(
         default=None, converter=lambda pairs: None if pairs is None else tuple((int(i), int(o)) for i, o in pairs)
     )
 
     def __attrs_post_init__(self) -> None:
+        self.in_dims = tuple(self.in_dims)
+        self.out_dims = tuple(self.out_dims)
         self.W_skip_XiDiXoDo = nn.Parameter(torch.zeros(*self.in_dims, self.d_in, *self.out_dims, self.d_out))
         self.allowed_XiDiXoDo: Tensor | None
         allowed = None

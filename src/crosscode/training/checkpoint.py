@@ -76,7 +76,7 @@ def save_checkpoint(trainer: Trainer, run: Path, keep: int = 2) -> Path:
 def delete_checkpoints(run: Path, keep: int = 0) -> None:
     """Delete all checkpoints of a run but the newest `keep`."""
     steps = sorted(_steps(run))
-    for old in steps[: len(steps) - keep]:
+    for old in steps[: max(0, len(steps) - keep)]:
         shutil.rmtree(run / f"step_{old:09d}", ignore_errors=True)
 
 

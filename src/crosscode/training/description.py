@@ -26,7 +26,8 @@ def describe(part: object) -> Any:
     if isinstance(part, Trainer):
         return _fields(part, skip=NOT_CONFIGURATION)
     if callable(own := getattr(part, "describe", None)) and not isinstance(part, type):
-        return {"type": type(part).__name__, **own()}
+        fields: Any = own()
+        return {"type": type(part).__name__, **fields}
     if isinstance(part, Mapping):
         return {str(key): describe(value) for key, value in part.items()}
     if isinstance(part, list | tuple | nn.ModuleList):

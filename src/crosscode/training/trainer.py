@@ -134,7 +134,7 @@ class Trainer:
                     raise BadInput(f"penalty {name!r} holds a {type(value).__name__} that is no part of the model.")
 
     def _check_shapes(self) -> None:
-        """Data that knows its shapes (a `Dataloader`) must have the model's: found here, before anything is harvested."""
+        """Data that knows its shapes (a `Dataloader`) must have the model's: found before anything is harvested."""
         encoder, decoder = self.model.encoder, self.model.decoder
         for what, names, dims, width in (
             ("reads", ("in_dims", "d_in"), encoder.in_dims, encoder.d_in),
@@ -264,7 +264,7 @@ class Trainer:
         if not torch.isfinite(loss):
             culprits = [name for name, value in terms.items() if not torch.isfinite(value)]
             raise NumericalError(
-                f"step {self.state.step}: {', '.join(culprits) or 'the weighted sum'} is not finite; nothing was stepped."
+                f"step {self.state.step}: {', '.join(culprits) or 'the weighted sum'} is not finite; no step was taken."
             )
 
     def batches(self) -> Iterator[Batch]:

@@ -1,0 +1,134 @@
+"""Figures on held-out tokens and the tokens that latents fire on, checked against a direct computation."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from crosscode.activations import BatchTopK, ReLU
+from crosscode.batch import Batch
+from crosscode.data import Dataloader, Harvester, TokenSequences
+from crosscode.evaluation import evaluate, top_examples
+from crosscode.initialization import AnthropicTranspose
+from crosscode.metrics import FVU, L0
+from crosscode.models import SparseCoder, Trace, sae
+from crosscode.training import calibrate
+
+WORDS = [f"w{i}" for i in range(40)]
+
+
+class OneHot:
+    """A language model whose activation at a token is that token's unit vector, scaled by its position."""
+
+    name, identity, bos_id, eos_id, context_length, n_layers = "onehot", "onehot@1", 0, 1, None, 1
+    vocabulary = {"<bos>": 0, "<eos>": 1} | {word: i + 2 for i, word in enumerate(WORDS)}
+    special_ids = frozenset({0, 1})
+    hookpoints = ("a",)
+
+    def __init__(self) -> None:
+        self.tokenizer = self
+        self.names = {i: word for word, i in self.vocabulary.items()}
+
+    def __call__(self, texts: list[str], add_special_tokens: bool) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[self.vocabulary[word] for word in text.split()] for text in texts]}
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return " ".join(self.names[i] for i in ids)
+
+    def width(self, hookpoint: str) -> int:
+        return 42
+
+    def harvest(self, tokens_HS: Tensor, hookpoints: Sequence[str]) -> Tensor:
+        acts_HSD = torch.nn.functional.one_hot(tokens_HS, 42).float()
+        return (acts_HSD * (1 + torch.arange(tokens_HS.shape[1]))[:, None] / 10)[:, :, None]
+
+
+def loader(epochs: int | None = 1) -> Dataloader:
+    generator = torch.Generator().manual_seed(0)
+    texts = [" ".join(WORDS[i] for i in torch.randint(0, 40, (15,), generator=generator)) for _ in range(80)]
+    sequences = TokenSequences(texts, OneHot(), sequence_length=16, split="all")
+    return Dataloader(sequences, Harvester(OneHot(), "a"), 64, shuffle_buffer=256, squeeze=True, epochs=epochs)
+
+
+def token_detector() -> SparseCoder:
+    """Latent i fires on word i by its position; its decoder norm is i + 1."""
+    coder = sae(42, 40, ReLU())
+    W_DL = torch.eye(42)[:, 2:]
+    coder.encoder.assign_(W_DL)
+    coder.decoder.assign_(W_DL.T * torch.arange(1.0, 41)[:, None])
+    return coder
+
+
+def test_a_latents_strongest_tokens_are_found_in_context() -> None:
+    """The token itself, what stands around it, canonical strength, at most one example a sequence, strongest first."""
+    coder, data = token_detector(), loader()
+    found = top_examples(coder, data, [3, 7], n_examples=4, context=5)
+    texts = {int(s.index): s.tokens_S.tolist() for s in data.sequences.in_order()}
+    for latent in (3, 7):
+        best = {}
+        for index, tokens in texts.items():
+            places = [place for place, token in enumerate(tokens) if token == latent + 2 and place > 0]
+            if places:
+                best[index] = (1 + max(places)) / 10 * (latent + 1)
+        wanted = sorted(best.values(), reverse=True)[:4]
+        assert [example.activation for example in found[latent]] == pytest.approx(wanted)
+        kept = [[token for token in tokens[1:] if token > 1] for tokens in texts.values()]  # specials are left out
+        around = {
+            (tuple(tokens[max(0, at - 5) : at]), tuple(tokens[at + 1 : at + 6]))
+            for tokens in kept
+            for at in range(len(tokens))
+            if tokens[at] == latent + 2
+        }
+        for example in found[latent]:
+            assert example.token == f"w{latent}"
+            sides = (example.before.split(), example.after.split())
+            assert tuple(tuple(OneHot.vocabulary[word] for word in side) for side in sides) in around
+
+
+def test_a_silent_latent_has_no_example() -> None:
+    """And asks for none."""
+    coder = token_detector()
+    with torch.no_grad():
+        coder.encoder.b_enc_L[5] = -100
+    assert top_examples(coder, loader(), [5]) == {5: []}
+
+
+def test_figures_do_not_depend_on_the_batching() -> None:
+    """Sums run over all tokens: batches of 7, 64 and everything at once agree, in eval mode with a threshold."""
+    generator = torch.Generator().manual_seed(0)
+    x_ND = torch.randn(200, 6, generator=generator)
+    coder = sae(6, 12, BatchTopK(3))
+    AnthropicTranspose(1.0)(coder, [])
+    calibrate(coder, [Batch.autoencode(x_ND)])
+    coder.train()
+    results = [
+        evaluate(coder, [Batch.autoencode(part) for part in x_ND.split(size)], [FVU(), L0()], 10_000)
+        for size in (7, 64, 200)
+    ]
+    assert coder.training, "the mode is put back"
+    for other in results[1:]:
+        assert other == pytest.approx(results[0], rel=1e-5)
+    coder.eval()
+    trace = Trace.of(coder, Batch.autoencode(x_ND))
+    error = (x_ND - coder(x_ND)).square().sum() / (x_ND - x_ND.mean(0)).square().sum()
+    assert results[0]["fvu/pooled"] == pytest.approx(float(error.detach()), rel=1e-5)
+    assert results[0]["l0/mean"] == pytest.approx(float(trace.latents.l0_B().double().mean()))
+
+
+def test_no_more_tokens_are_used_than_asked_for() -> None:
+    """Whole batches, the last one reaching the number."""
+    lengths: list[int] = []
+
+    class Count:
+        def start(self) -> "Count":
+            return self
+
+        def add(self, trace: Trace) -> None:
+            lengths.append(len(trace))
+
+        def result(self) -> dict[str, float]:
+            return {}
+
+    evaluate(token_detector(), loader(), [Count()], 150)
+    assert lengths == [64, 64, 64]
