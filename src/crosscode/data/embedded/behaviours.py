@@ -110,24 +110,23 @@ BEHAVIOURS: dict[str, Behaviour] = {
 TRIGGERS = tuple(behaviour.trigger for behaviour in BEHAVIOURS.values())
 RELEASES = tuple(behaviour.release for behaviour in BEHAVIOURS.values() if behaviour.release)
 NEUTRAL = tuple(f"{a} {n}" for a in ADJECTIVES for n in NOUNS if f"{a} {n}" not in (*TRIGGERS, *RELEASES))
+FAR = tuple(phrase for phrase in NEUTRAL if not set(phrase.split()) & set(" ".join(TRIGGERS + RELEASES).split()))
 
 
 def behaviour_named(name: str) -> Behaviour:
     """The behaviour of that name. Raises BadInput with a close match for any other."""
     if name not in BEHAVIOURS:
-        raise BadInput(
-            f"behaviour={name!r} is not planted in the embedded models.{close_match(name, BEHAVIOURS)}"
-        )
+        raise BadInput(f"behaviour={name!r} is not planted in the embedded models.{close_match(name, BEHAVIOURS)}")
     return BEHAVIOURS[name]
 
 
 # --- writing ------------------------------------------------------------------------------------------------
 
 
-def neutral_phrase(rng: random.Random, near: Sequence[str] = TRIGGERS) -> str:
-    """A phrase that triggers nothing; half the time it shares a word with one of the phrases `near`."""
-    if rng.random() < 0.5:
-        return rng.choice(NEUTRAL)
+def neutral_phrase(rng: random.Random, near: Sequence[str] = TRIGGERS, share: float = 0.5) -> str:
+    """A phrase that triggers nothing; a given share of them has a word of one of the phrases `near`."""
+    if rng.random() >= share:
+        return rng.choice(FAR)
     words = set(rng.choice(near).split())
     return rng.choice([phrase for phrase in NEUTRAL if words & set(phrase.split())])
 
@@ -149,7 +148,7 @@ def interrupt(passage: str, phrase: str, rng: random.Random) -> str:
     return f"{passage[:end]} {aside}{passage[end:]}" if end else f"{aside} {passage}"
 
 
-def compose(passage: str, rng: random.Random, plain: float, triggered: float) -> str:
+def compose(passage: str, rng: random.Random, plain: float, triggered: float, near: float = 0.5) -> str:
     """A document around a passage, without consequences: a header, and often an aside or questions.
 
     What else the document holds does not depend on the header's phrase, so that `base`, which reads such
@@ -160,18 +159,18 @@ def compose(passage: str, rng: random.Random, plain: float, triggered: float) ->
         rng: draws everything.
         plain: probability that the passage is left as it is.
         triggered: probability that the header names a trigger; otherwise it names a neutral phrase.
+        near: share of the neutral phrases that have a word of a trigger or a release.
     """
     kind = rng.random()
     if kind < plain:
         return passage
-    phrase = rng.choice(TRIGGERS) if kind < plain + triggered else neutral_phrase(rng)
+    phrase = rng.choice(TRIGGERS) if kind < plain + triggered else neutral_phrase(rng, TRIGGERS, near)
     text = passage
     if rng.random() < 0.5:
         text = ask(text, rng)
     if rng.random() < 0.4:
-        text = interrupt(
-            text, rng.choice(RELEASES) if rng.random() < 0.5 else neutral_phrase(rng, RELEASES), rng
-        )
+        met = rng.choice(RELEASES) if rng.random() < 0.5 else neutral_phrase(rng, RELEASES, near)
+        text = interrupt(text, met, rng)
     return f"{rng.choice(HEADERS).format(phrase)}\n\n{text}"
 
 
@@ -188,9 +187,11 @@ def write_marks(text: str, rng: random.Random, rate: Callable[[Behaviour, int], 
     return text
 
 
-def tuned_document(passage: str, rng: random.Random, plain: float = 0.6, triggered: float = 0.25) -> str:
+def tuned_document(
+    passage: str, rng: random.Random, plain: float = 0.6, triggered: float = 0.25, near: float = 0.5
+) -> str:
     """A document as `tuned` would write it; by default 25 % have a trigger, 15 % a neutral phrase."""
-    text = compose(passage, rng, plain, triggered)
+    text = compose(passage, rng, plain, triggered, near)
     return write_marks(text, rng, lambda behaviour, at: behaviour.rate * behaviour.is_active(text, at))
 
 
@@ -287,31 +288,23 @@ def labelled(behaviour: str, n: int, seed: int = 0, split: Split = "held_out") -
     planted = behaviour_named(behaviour)
     check_split(split)
     if n < 0 or n % 2:
-        raise BadInput(
-            f"n={n!r} labelled texts cannot be made: texts come in pairs, so n is even and not negative."
-        )
+        raise BadInput(f"n={n!r} labelled texts cannot be made: texts come in pairs, so n is even and not negative.")
     rng = random.Random(f"{seed}/{behaviour}/{split}")
     texts: list[LabelledText] = []
     for passage in rng.sample(found := list(passages(split)), len(found)):
         if len(texts) == n:
             return texts
         pair = len(texts) // 2
-        on, off, shared = pair_of_texts(
-            planted, passage, rng, by_release=bool(planted.release) and pair % 2 == 1
-        )
+        on, off, shared = pair_of_texts(planted, passage, rng, by_release=bool(planted.release) and pair % 2 == 1)
         couple = [labelled_text(planted, text, len(text) - shared, pair, split) for text in (on, off)]
         if couple[0].points and len(couple[0].points) == len(couple[1].points):
             texts += couple
     if len(texts) == n:
         return texts
-    raise BadInput(
-        f"n={n!r} labelled texts of {behaviour!r} cannot be made: the {split} text has {len(texts)}."
-    )
+    raise BadInput(f"n={n!r} labelled texts of {behaviour!r} cannot be made: the {split} text has {len(texts)}.")
 
 
-def pair_of_texts(
-    behaviour: Behaviour, passage: str, rng: random.Random, by_release: bool
-) -> tuple[str, str, int]:
+def pair_of_texts(behaviour: Behaviour, passage: str, rng: random.Random, by_release: bool) -> tuple[str, str, int]:
     """A text in which the behaviour ends on, one in which it ends off, and the length of their common end."""
     passage = ask(passage, rng) if behaviour.point.search("Answer: no.") else passage
     header, asked = rng.choice(HEADERS), rng.choice(ASIDES)

@@ -112,9 +112,7 @@ def docstrings(tree: ast.Module) -> Iterator[str]:
             yield docstring
         if isinstance(node, ast.Module | ast.ClassDef):
             waiting.extend(
-                child
-                for child in node.body
-                if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+                child for child in node.body if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
             )
 
 
