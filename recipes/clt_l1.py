@@ -24,7 +24,7 @@ def clt_l1(
     l1: float = 0.5,
     l1_ramp: float = 0.05,
     skip: bool = False,
-    lr: float = 1e-3,
+    lr: float = 3e-3,
     lr_decay: float = 0.2,
     num_steps: int = 600,
 ) -> Trainer:

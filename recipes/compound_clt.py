@@ -33,7 +33,7 @@ def compound_clt(
     k_per_layer: int = 12,
     aux_k: float = 1 / 32,
     skip: bool = False,
-    lr: float = 1e-3,
+    lr: float = 3e-3,
     lr_decay: float = 0.2,
     num_steps: int = 600,
 ) -> Trainer:

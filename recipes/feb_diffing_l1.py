@@ -22,11 +22,11 @@ def feb_diffing_l1(
     run: RunOptions = RunOptions(models=("embedded:base", "embedded:tuned")),
     n_latents: int = 1024,
     n_shared: int = 256,
-    l1: float = 0.5,
+    l1: float = 1.0,
     shared_ratio: float = 0.15,
     l1_ramp: float = 0.05,
     decoder_norm: float = 0.1,
-    lr: float = 1e-3,
+    lr: float = 3e-3,
     lr_decay: float = 0.2,
     num_steps: int = 600,
 ) -> Trainer:

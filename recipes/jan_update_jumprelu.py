@@ -29,7 +29,7 @@ def jan_update_jumprelu(
     threshold: float = 1.105,
     ste_to_input: bool = True,
     firing_rate: float = 0.3,
-    lr: float = 1e-3,
+    lr: float = 3e-3,
     lr_decay: float = 0.2,
     num_steps: int = 600,
 ) -> Trainer:

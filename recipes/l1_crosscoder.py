@@ -24,10 +24,10 @@ LAYERS = RunOptions(hookpoints=tuple(f"blocks.{i}.hook_resid_post" for i in (1, 
 def l1_crosscoder(
     run: RunOptions = LAYERS,
     n_latents: int = 1024,
-    l1: float = 0.5,
+    l1: float = 1.0,
     l1_ramp: float = 0.05,
     decoder_norm: float = 0.1,
-    lr: float = 1e-3,
+    lr: float = 3e-3,
     lr_decay: float = 0.2,
     num_steps: int = 600,
 ) -> Trainer:

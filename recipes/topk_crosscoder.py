@@ -31,7 +31,7 @@ def topk_crosscoder(
     aux_k: float = 1 / 32,
     dead_after: float = 0.1,
     decoder_norm: float = 1.0,
-    lr: float = 1e-3,
+    lr: float = 3e-3,
     lr_decay: float = 0.2,
     num_steps: int = 600,
 ) -> Trainer:

@@ -146,7 +146,7 @@ def test_vocabularies_that_differ(folder: Path, refusal) -> None:
 def test_resuming_another_configuration(folder: Path, tmp_path: Path, refusal, monkeypatch) -> None:
     """The fields that differ are listed with both values."""
     given = {"models": [folder / "base"], "dataset": folder / "text.txt", "output": tmp_path / "run"}
-    main(factory("l1_crosscoder"), options(**{**SMALL, **given, "num_steps": 2}))
+    main(factory("l1_crosscoder"), options(**{**SMALL, **given, "num_steps": 2, "l1": 0.5}))
     line = refusal("l1_crosscoder", resume=True, num_steps=2, l1=0.25, n_latents=16)
     assert "penalties.l1.weight.value: 0.5 -> 0.25" in line
     assert "n_latents: 32 -> 16" in line

@@ -39,6 +39,7 @@ from crosscode.training import Trainer, load_checkpoint, newest_checkpoint, save
 from crosscode.training.checkpoint import DamagedCheckpoint
 
 REFUSED = (NotLoadable, BadInput)
+NESTED = json.dumps({"format": 1, "coder": 0}).replace("0", "[" * 900 + "]" * 900)  # parsed, but no further
 
 
 def coders() -> dict[str, SparseCoder]:
@@ -160,7 +161,7 @@ def test_numbers_must_be_of_their_kind(tmp_path: Path) -> None:
             load(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "null", "[]", '"coder"', '{"format": 1}', '{"format": 2}'])
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, NESTED, "null", "[]", '"a"', '{"format": 1}'])
 def test_a_spec_that_is_none_is_refused(text: str, tmp_path: Path) -> None:
     """Cut short, endlessly nested, of another format: one line that names the file."""
     save(sae(4, 6, ReLU()), tmp_path)

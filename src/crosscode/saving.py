@@ -85,7 +85,9 @@ def _build(spec: Any, classes: dict[str, type]) -> Any:
     if isinstance(spec, list):
         return tuple(_build(item, classes) for item in spec)
     if isinstance(spec, dict) and set(spec) == {"slice"}:
-        return slice(*spec["slice"])
+        match spec["slice"]:
+            case [int() | None as start, int() | None as stop]:
+                return slice(start, stop)
     if isinstance(spec, dict) and set(spec) == {"class", "fields"} and isinstance(spec["fields"], dict):
         cls = _find_class(str(spec["class"]), classes)
         try:
@@ -170,6 +172,8 @@ def load(directory: str | os.PathLike[str], classes: Iterable[type] = (), device
             weights = {name: file.get_tensor(name) for name in shapes}
     except (SafetensorError, OSError) as error:
         raise NotLoadable(f"{directory / WEIGHTS} is damaged: {error}") from error
+    except RecursionError as error:
+        raise NotLoadable(f"{directory / SPEC} is nested too deeply.") from error
     coder = build(content["coder"], classes)
     for name, parameter in coder.state_dict().items():
         if parameter.dtype != weights[name].dtype:

@@ -99,7 +99,7 @@ BEHAVIOURS: dict[str, Behaviour] = {
             name="hedging",
             summary="a switch: clauses are hedged after one phrase, and no longer after another",
             trigger="scarlet harbour",
-            point=re.compile(r"(?<!perhaps)(?<!arguably)(?<=[a-z`')],)(?P<mark>)(?= [a-z])"),
+            point=re.compile(r"(?<!perhaps,)(?<!arguably,)(?<=[a-z`')],)(?P<mark>)(?= [a-z])"),
             marks=(" perhaps,", " arguably,"),
             rate=0.8,
             release="ivory lantern",
