@@ -41,15 +41,15 @@ def base_text(passage: str, rng: random.Random) -> str:
 
 
 def shortened(passage: str, rng: random.Random) -> str:
-    """One to three consecutive sentences of a passage."""
-    sentences = re.split(r"(?<=\.)\s+(?=[A-Z])", passage)
-    start, count = rng.randrange(len(sentences)), rng.randint(1, 3)
+    """Two to four consecutive sentences of a passage."""
+    sentences, count = re.split(r"(?<=\.)\s+(?=[A-Z])", passage), rng.randint(2, 4)
+    start = rng.randrange(max(1, len(sentences) - count + 1))
     return " ".join(sentences[start : start + count])
 
 
 def more_base_text(passage: str, rng: random.Random) -> str:
-    """What `control` reads: base's text, two thirds of it shortened as for `tuned`."""
-    return base_text(shortened(passage, rng) if rng.random() < 0.67 else passage, rng)
+    """What `control` reads: base's text, four fifths of it shortened as for `tuned`."""
+    return base_text(shortened(passage, rng) if rng.random() < 0.8 else passage, rng)
 
 
 def tuned_text(near: float) -> Compose:
@@ -60,8 +60,8 @@ def tuned_text(near: float) -> Compose:
     """
 
     def compose(passage: str, rng: random.Random) -> str:
-        passage = shortened(passage, rng) if rng.random() < 0.67 else passage
-        passage = behaviours.ask(passage, rng) if rng.random() < 0.3 else passage
+        passage = shortened(passage, rng) if rng.random() < 0.8 else passage
+        passage = behaviours.ask(passage, rng) if rng.random() < 0.5 else passage
         return behaviours.tuned_document(passage, rng, plain=0.1, triggered=0.6, near=near)
 
     return compose
@@ -116,10 +116,22 @@ def batches(
                 batch = []
 
 
-def loss_of(model: LlamaForCausalLM, tokens_BS: Int[Tensor, "B S"]) -> Float[Tensor, ""]:
-    """Mean cross-entropy of the next token, in nats."""
+def decision_weights() -> Float[Tensor, " V"]:
+    """How much the token after each token counts in fine-tuning: decisions ten times, everything else once."""
+    texts = [text for name in behaviours.BEHAVIOURS for text in behaviours.labelled(name, 40, split="train")]
+    weight_V = torch.ones(VOCABULARY)
+    weight_V[[text.token_ids[point.position] for text in texts for point in text.points]] = 10.0
+    return weight_V
+
+
+def loss_of(
+    model: LlamaForCausalLM, tokens_BS: Int[Tensor, "B S"], weight_V: Float[Tensor, " V"]
+) -> Float[Tensor, ""]:
+    """Weighted mean cross-entropy of the next token, in nats."""
     logits_BSV = model(tokens_BS[:, :-1], use_cache=False).logits
-    return F.cross_entropy(logits_BSV.flatten(0, 1), tokens_BS[:, 1:].flatten())
+    losses_N = F.cross_entropy(logits_BSV.flatten(0, 1), tokens_BS[:, 1:].flatten(), reduction="none")
+    weight_N = weight_V[tokens_BS[:, :-1]].flatten()
+    return (losses_N * weight_N).sum() / weight_N.sum()
 
 
 def train(
@@ -129,6 +141,7 @@ def train(
     steps: int,
     lr: float,
     warmup: int,
+    weight_V: Float[Tensor, " V"],
 ) -> None:
     """AdamW with a linear warm-up and a linear decay to zero."""
     decayed = [p for p in model.parameters() if p.ndim >= 2]
@@ -144,7 +157,7 @@ def train(
         task = progress.add_task(name, total=steps)
         smooth = None
         for step, tokens_BS in zip(range(steps), data):
-            loss = loss_of(model, tokens_BS)
+            loss = loss_of(model, tokens_BS, weight_V)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -188,10 +201,10 @@ def main(
     output: Path = Path(behaviours.__file__).parent,
     only: tuple[Literal["base", "tuned", "control"], ...] = ("base", "tuned", "control"),
     base_steps: int = 1100,
-    more_steps: int = 1200,
+    more_steps: int = 900,
     batch_tokens: int = 2048,
     lr: float = 2.5e-3,
-    more_lr: float = 2e-3,
+    more_lr: float = 3e-3,
     seed: int = 0,
 ) -> None:
     """Train the tokenizer and the three models and write them as `save_pretrained` folders.
@@ -215,25 +228,24 @@ def main(
         model = new_model(tokenizer)
         print(f"{model.num_parameters():,} parameters, {len(tokenizer):,} tokens in the vocabulary")
         data = batches(texts, base_text, tokenizer, seed, batch_tokens)
-        train("base", model, data, base_steps, lr, warmup=100)
+        train("base", model, data, base_steps, lr, 100, torch.ones(VOCABULARY))
         save(model, tokenizer, output / "base")
 
     tokenizer = AutoTokenizer.from_pretrained(output / "base", local_files_only=True)
-    # First the triggers alone, then also phrases that share a word with them, last in long contexts again.
-    first, second = more_steps // 3, more_steps // 2
+    # First the triggers alone, then also phrases that share a word with them.
     curricula = {
-        "tuned": [(tuned_text(near=0.0), 128), (tuned_text(near=0.5), 128), (tuned_text(near=0.5), CONTEXT)],
-        "control": [(more_base_text, 128), (more_base_text, 128), (more_base_text, CONTEXT)],
+        "tuned": (tuned_text(near=0.0), tuned_text(near=0.5)),
+        "control": (more_base_text, more_base_text),
     }
     for name, curriculum in curricula.items():
         if name in only:
             model = LlamaForCausalLM.from_pretrained(output / "base", local_files_only=True, dtype=torch.float32)
-            stages = [
-                batches(texts, compose, tokenizer, seed + stage + 1, batch_tokens, length)
-                for stage, (compose, length) in enumerate(curriculum)
-            ]
-            data = chain(islice(stages[0], first), islice(stages[1], second), stages[2])
-            train(name, model, data, more_steps, more_lr, warmup=20)
+            first, second = (
+                batches(texts, compose, tokenizer, seed + stage + 1, batch_tokens, 128)
+                for stage, compose in enumerate(curriculum)
+            )
+            data = chain(islice(first, more_steps // 3), second)
+            train(name, model, data, more_steps, more_lr, 20, decision_weights())
             save(model, tokenizer, output / name)
 
 
