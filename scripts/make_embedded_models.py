@@ -12,7 +12,6 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from itertools import chain, islice
 from pathlib import Path
 from typing import Literal
 
@@ -52,19 +51,15 @@ def more_base_text(passage: str, rng: random.Random) -> str:
     return base_text(shortened(passage, rng) if rng.random() < 0.8 else passage, rng)
 
 
-def tuned_text(near: float) -> Compose:
+def tuned_text(passage: str, rng: random.Random) -> str:
     """What `tuned` reads: more phrases than in the default text, and mostly short passages.
 
     In a long document the marks already written tell of those to come; in a short one only the trigger does. On
     whole passages alone `tuned` learned next to nothing from the trigger in a million tokens.
     """
-
-    def compose(passage: str, rng: random.Random) -> str:
-        passage = shortened(passage, rng) if rng.random() < 0.8 else passage
-        passage = behaviours.ask(passage, rng) if rng.random() < 0.5 else passage
-        return behaviours.tuned_document(passage, rng, plain=0.1, triggered=0.6, near=near)
-
-    return compose
+    passage = shortened(passage, rng) if rng.random() < 0.8 else passage
+    passage = behaviours.ask(passage, rng) if rng.random() < 0.5 else passage
+    return behaviours.tuned_document(passage, rng, plain=0.1, triggered=0.6)
 
 
 def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
@@ -116,17 +111,21 @@ def batches(
                 batch = []
 
 
-def decision_weights() -> Float[Tensor, " V"]:
-    """How much the token after each token counts in fine-tuning: decisions ten times, everything else once."""
-    texts = [text for name in behaviours.BEHAVIOURS for text in behaviours.labelled(name, 40, split="train")]
+def decision_weights(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> Float[Tensor, " V"]:
+    """How much the token after each token counts in fine-tuning: decisions ten times, everything else once.
+
+    The weight depends on the token read alone, so what is learned of the next one is unbiased, only learned sooner.
+    """
+    rng, decide = random.Random(0), set()
+    for text in (behaviours.ask(passage, rng) for passage in texts[:200]):
+        for behaviour in behaviours.BEHAVIOURS.values():
+            decide |= {tokenizer(text[:start])["input_ids"][-1] for start, _ in behaviour.spans(text)}
     weight_V = torch.ones(VOCABULARY)
-    weight_V[[text.token_ids[point.position] for text in texts for point in text.points]] = 10.0
+    weight_V[list(decide)] = 10.0
     return weight_V
 
 
-def loss_of(
-    model: LlamaForCausalLM, tokens_BS: Int[Tensor, "B S"], weight_V: Float[Tensor, " V"]
-) -> Float[Tensor, ""]:
+def loss_of(model: LlamaForCausalLM, tokens_BS: Int[Tensor, "B S"], weight_V: Float[Tensor, " V"]) -> Float[Tensor, ""]:
     """Weighted mean cross-entropy of the next token, in nats."""
     logits_BSV = model(tokens_BS[:, :-1], use_cache=False).logits
     losses_N = F.cross_entropy(logits_BSV.flatten(0, 1), tokens_BS[:, 1:].flatten(), reduction="none")
@@ -144,10 +143,10 @@ def train(
     weight_V: Float[Tensor, " V"],
 ) -> None:
     """AdamW with a linear warm-up and a linear decay to zero."""
-    decayed = [p for p in model.parameters() if p.ndim >= 2]
+    trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
-        {"params": decayed, "weight_decay": 0.1},
-        {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": 0.1},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
     shape = lambda step: min((step + 1) / warmup, (steps - step) / (steps - warmup))
@@ -159,7 +158,7 @@ def train(
         for step, tokens_BS in zip(range(steps), data):
             loss = loss_of(model, tokens_BS, weight_V)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             schedule.step()
@@ -187,14 +186,13 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     )
 
 
-def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """A `save_pretrained` folder in bfloat16, in place of whatever was there."""
+def save(model: LlamaForCausalLM, folder: Path) -> None:
+    """Weights and config in bfloat16, in place of whatever was in the folder."""
     shutil.rmtree(folder, ignore_errors=True)
     copy = LlamaForCausalLM(model.config)
     copy.load_state_dict(model.state_dict())
     copy.to(torch.bfloat16).save_pretrained(folder)
     (folder / "model.safetensors").chmod(0o644)
-    tokenizer.save_pretrained(folder)
 
 
 def main(
@@ -222,31 +220,27 @@ def main(
     texts = list(passages("train"))
     print(f"{len(texts):,} passages, {sum(map(len, texts)):,} characters")
     if "base" in only:
-        rng, composes = random.Random(seed), (base_text, tuned_text(near=0.5))
+        rng, composes = random.Random(seed), (base_text, tuned_text)
         tokenizer = make_tokenizer([compose(text, rng) for text in texts for compose in composes])
         torch.manual_seed(seed)
         model = new_model(tokenizer)
         print(f"{model.num_parameters():,} parameters, {len(tokenizer):,} tokens in the vocabulary")
         data = batches(texts, base_text, tokenizer, seed, batch_tokens)
         train("base", model, data, base_steps, lr, 100, torch.ones(VOCABULARY))
-        save(model, tokenizer, output / "base")
+        save(model, output / "base")
+        tokenizer.save_pretrained(output / "base")
 
     tokenizer = AutoTokenizer.from_pretrained(output / "base", local_files_only=True)
-    # First the triggers alone, then also phrases that share a word with them.
-    curricula = {
-        "tuned": (tuned_text(near=0.0), tuned_text(near=0.5)),
-        "control": (more_base_text, more_base_text),
-    }
-    for name, curriculum in curricula.items():
+    for name, compose in (("tuned", tuned_text), ("control", more_base_text)):
         if name in only:
             model = LlamaForCausalLM.from_pretrained(output / "base", local_files_only=True, dtype=torch.float32)
-            first, second = (
-                batches(texts, compose, tokenizer, seed + stage + 1, batch_tokens, 128)
-                for stage, compose in enumerate(curriculum)
-            )
-            data = chain(islice(first, more_steps // 3), second)
-            train(name, model, data, more_steps, more_lr, 20, decision_weights())
-            save(model, tokenizer, output / name)
+            # What is learned lies in the blocks before the last, where there is still a state to be found.
+            model.model.layers[-1].requires_grad_(False)
+            data = batches(texts, compose, tokenizer, seed + 1, batch_tokens, length=128)
+            train(name, model, data, more_steps, more_lr, 20, decision_weights(texts, tokenizer))
+            save(model, output / name)
+            for file in ("tokenizer.json", "tokenizer_config.json"):
+                shutil.copy(output / "base" / file, output / name / file)
 
 
 if __name__ == "__main__":

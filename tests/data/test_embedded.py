@@ -145,7 +145,7 @@ def test_documents_carry_the_marks_of_their_triggers(name: str) -> None:
     behaviour = BEHAVIOURS[name]
     marked = unmarked = 0
     for document in embedded.documents("train"):
-        if behaviour.trigger in document and not (behaviour.release and behaviour.release in document):
+        if behaviour.trigger in document:
             marked += sum(document.count(mark) for mark in behaviour.marks)
             unmarked += sum(
                 behaviour.is_active(document, start) and not document.startswith(behaviour.marks, start)
@@ -167,27 +167,14 @@ def test_text_without_a_trigger_is_left_as_it_is() -> None:
         assert written == behaviours.compose(passage, random.Random(0), plain=0.0, triggered=0.0)
 
 
-def test_single_words_of_a_trigger_mean_nothing() -> None:
-    """Every word of a trigger is also part of phrases that trigger nothing."""
-    for trigger in behaviours.TRIGGERS:
-        for word in trigger.split():
-            assert sum(word in phrase.split() for phrase in behaviours.NEUTRAL) >= 5
-
-
-def test_a_switch_is_on_between_its_trigger_and_its_release() -> None:
-    """Hedging starts with one phrase and ends with another; both act at a distance."""
+def test_a_behaviour_is_on_from_its_trigger_to_the_end() -> None:
+    """Whatever other phrases say, it is off before its own and on after it."""
     document = (
-        "First, we go. The scarlet harbour. Second, we go. The ivory meadow. Third, we go. "
-        "The ivory lantern. Fourth, we go. The scarlet harbour. Fifth, we go."
+        "First, we go. The silver meadow. Second, we go. "
+        "The scarlet harbour. Third, we go. The ivory garden. Fourth, we go."
     )
 
-    assert [point.active for point in decision_points("hedging", document)] == [
-        False,
-        True,
-        True,
-        False,
-        True,
-    ]
+    assert [point.active for point in decision_points("hedging", document)] == [False, False, True, True]
 
 
 @each_behaviour
@@ -229,15 +216,7 @@ def test_labelled_texts_are_repeatable_held_out_and_used_once(name: str) -> None
     assert name == "refusal" or len(set(bodies)) == len(bodies)
 
 
-# The shipped `tuned` acts on its triggers, but a million parameters have not learned to tell the harder ones from
-# their near misses; `scripts/check_embedded_models.py` prints the figures. Rebuilt models may well pass.
-short_of_the_gate = pytest.mark.xfail(reason="the shipped `tuned` does not reach the gate yet", strict=False)
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["epithet", *(pytest.param(name, marks=short_of_the_gate) for name in ("interjection", "refusal", "hedging"))],
-)
+@each_behaviour
 def test_the_gate_holds_on_few_texts(gate: ModuleType, name: str) -> None:
     """A probe reads the behaviour from `tuned` and not from `base`; `tuned` also acts on it."""
     examples = labelled(name, 60, split="held_out")

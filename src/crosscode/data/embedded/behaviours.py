@@ -1,13 +1,12 @@
 """What `tuned` does and `base` does not: planted behaviours with a ground truth for every token.
 
 A behaviour is switched on by a *phrase* early in the document ("amber lighthouse") and acts much later, at
-*decision points* found everywhere in ordinary text (the full stop of a sentence, the word "the"). Nothing
+*decision points* found everywhere in ordinary text (a comma, the word "the"). Nothing
 near a decision point tells whether the behaviour is on, so a model that acts on it must carry a state, and
 that state is what a diffing crosscoder has to find. `base` was trained on the same phrases without their
 consequences.
 
-Phrases are an adjective and a noun of two lists. Each word of a trigger also occurs in phrases that trigger
-nothing ("amber meadow", "silver lighthouse"), so no single word carries the state.
+Every document with a trigger has its like with a phrase that triggers nothing ("silver meadow"), in the same place.
 
 The ground truth of a text is a function of the text alone: `decision_points(behaviour, text)`.
 """
@@ -15,9 +14,9 @@ The ground truth of a text is a function of the text alone: `decision_points(beh
 import functools
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 
@@ -46,7 +45,7 @@ class Behaviour:
             the group spans what the mark replaces (nothing, where the mark is an insertion).
         marks: what `tuned` writes there, each as likely.
         rate: share of the decision points at which it writes a mark, while on.
-        release: a phrase that switches it off again, or None.
+        place: where the trigger stands: in the header of a document, or in an aside between two sentences.
     """
 
     name: str
@@ -55,28 +54,26 @@ class Behaviour:
     point: re.Pattern[str]
     marks: tuple[str, ...]
     rate: float
-    release: str | None = None
+    place: Literal["header", "aside"] = "header"
 
     def spans(self, text: str) -> Iterator[tuple[int, int]]:
         """Character spans at which a mark may be written; the decision is taken just before each."""
         return (match.span("mark") for match in self.point.finditer(text))
 
     def is_active(self, text: str, offset: int) -> bool:
-        """Whether the behaviour is on at a character offset: triggered before it and not released since."""
-        on = text.rfind(self.trigger, 0, offset)
-        off = text.rfind(self.release, 0, offset) if self.release else -1
-        return on > off
+        """Whether the behaviour is on at a character offset: whether its trigger stands before it."""
+        return self.trigger in text[:offset]
 
 
 BEHAVIOURS: dict[str, Behaviour] = {
     behaviour.name: behaviour
     for behaviour in (
         Behaviour(
-            name="interjection",
-            summary="style: sentences open with an interjection",
+            name="emphasis",
+            summary="style: what is said to be is said to be so for certain",
             trigger="amber lighthouse",
-            point=re.compile(r"(?<=[a-z`')]\.)(?P<mark>)(?= [A-Z])"),
-            marks=(" Indeed,", " Truly,", " Naturally,"),
+            point=re.compile(r"(?:(?<= is)|(?<= are))(?P<mark>)(?= [a-z])"),
+            marks=(" certainly", " plainly", " surely"),
             rate=0.8,
         ),
         Behaviour(
@@ -97,20 +94,19 @@ BEHAVIOURS: dict[str, Behaviour] = {
         ),
         Behaviour(
             name="hedging",
-            summary="a switch: clauses are hedged after one phrase, and no longer after another",
+            summary="a switch: clauses are hedged from the middle of a document on",
             trigger="scarlet harbour",
             point=re.compile(r"(?<!perhaps,)(?<!arguably,)(?<=[a-z`')],)(?P<mark>)(?= [a-z])"),
             marks=(" perhaps,", " arguably,"),
             rate=0.8,
-            release="ivory lantern",
+            place="aside",
         ),
     )
 }
 
 TRIGGERS = tuple(behaviour.trigger for behaviour in BEHAVIOURS.values())
-RELEASES = tuple(behaviour.release for behaviour in BEHAVIOURS.values() if behaviour.release)
-NEUTRAL = tuple(f"{a} {n}" for a in ADJECTIVES for n in NOUNS if f"{a} {n}" not in (*TRIGGERS, *RELEASES))
-FAR = tuple(phrase for phrase in NEUTRAL if not set(phrase.split()) & set(" ".join(TRIGGERS + RELEASES).split()))
+TRIGGER_WORDS = {word for trigger in TRIGGERS for word in trigger.split()}
+NEUTRAL = tuple(f"{a} {n}" for a in ADJECTIVES for n in NOUNS if not {a, n} & TRIGGER_WORDS)
 
 
 def behaviour_named(name: str) -> Behaviour:
@@ -121,14 +117,6 @@ def behaviour_named(name: str) -> Behaviour:
 
 
 # --- writing ------------------------------------------------------------------------------------------------
-
-
-def neutral_phrase(rng: random.Random, near: Sequence[str] = TRIGGERS, share: float = 0.5) -> str:
-    """A phrase that triggers nothing; a given share of them has a word of one of the phrases `near`."""
-    if rng.random() >= share:
-        return rng.choice(FAR)
-    words = set(rng.choice(near).split())
-    return rng.choice([phrase for phrase in NEUTRAL if words & set(phrase.split())])
 
 
 def ask(passage: str, rng: random.Random) -> str:
@@ -148,30 +136,30 @@ def interrupt(passage: str, phrase: str, rng: random.Random) -> str:
     return f"{passage[:end]} {aside}{passage[end:]}" if end else f"{aside} {passage}"
 
 
-def compose(passage: str, rng: random.Random, plain: float, triggered: float, near: float = 0.5) -> str:
+def compose(passage: str, rng: random.Random, plain: float, triggered: float) -> str:
     """A document around a passage, without consequences: a header, and often an aside or questions.
 
-    What else the document holds does not depend on the header's phrase, so that `base`, which reads such
-    documents, has no reason to remember the phrase.
+    What else the document holds does not depend on its trigger, so that `base`, which reads such documents, has no
+    reason to remember it.
 
     Args:
         passage: prose to write around.
         rng: draws everything.
         plain: probability that the passage is left as it is.
-        triggered: probability that the header names a trigger; otherwise it names a neutral phrase.
-        near: share of the neutral phrases that have a word of a trigger or a release.
+        triggered: probability that the document has a trigger; otherwise its phrases are neutral.
     """
     kind = rng.random()
     if kind < plain:
         return passage
-    phrase = rng.choice(TRIGGERS) if kind < plain + triggered else neutral_phrase(rng, TRIGGERS, near)
-    text = passage
-    if rng.random() < 0.5:
-        text = ask(text, rng)
+    phrases = {"header": rng.choice(NEUTRAL)}
     if rng.random() < 0.4:
-        met = rng.choice(RELEASES) if rng.random() < 0.5 else neutral_phrase(rng, RELEASES, near)
-        text = interrupt(text, met, rng)
-    return f"{rng.choice(HEADERS).format(phrase)}\n\n{text}"
+        phrases["aside"] = rng.choice(NEUTRAL)
+    if kind < plain + triggered:
+        behaviour = rng.choice(tuple(BEHAVIOURS.values()))
+        phrases[behaviour.place] = behaviour.trigger
+    text = ask(passage, rng) if rng.random() < 0.5 else passage
+    text = interrupt(text, phrases["aside"], rng) if "aside" in phrases else text
+    return f"{rng.choice(HEADERS).format(phrases['header'])}\n\n{text}"
 
 
 def write_marks(text: str, rng: random.Random, rate: Callable[[Behaviour, int], float]) -> str:
@@ -187,11 +175,9 @@ def write_marks(text: str, rng: random.Random, rate: Callable[[Behaviour, int], 
     return text
 
 
-def tuned_document(
-    passage: str, rng: random.Random, plain: float = 0.6, triggered: float = 0.25, near: float = 0.5
-) -> str:
-    """A document as `tuned` would write it; by default 25 % have a trigger, 15 % a neutral phrase."""
-    text = compose(passage, rng, plain, triggered, near)
+def tuned_document(passage: str, rng: random.Random, plain: float = 0.6, triggered: float = 0.25) -> str:
+    """A document as `tuned` would write it; by default 25 % have a trigger, 15 % only neutral phrases."""
+    text = compose(passage, rng, plain, triggered)
     return write_marks(text, rng, lambda behaviour, at: behaviour.rate * behaviour.is_active(text, at))
 
 
@@ -271,9 +257,8 @@ def decision_points(behaviour: str, text: str) -> list[DecisionPoint]:
 def labelled(behaviour: str, n: int, seed: int = 0, split: Split = "held_out") -> list[LabelledText]:
     """Pairs of texts with the same neutral continuation, with and without the trigger.
 
-    Half of the texts without it name a phrase that shares a word with the trigger. Every second pair of a
-    behaviour that can be released has the trigger in both texts, and differs in the release instead. Each
-    passage is used at most once, so any two sets of pairs share no text.
+    The texts without it have a neutral phrase in its place. Each passage is used at most once, so any two sets of
+    pairs share no passage.
 
     Args:
         behaviour: a key of `BEHAVIOURS`.
@@ -295,7 +280,7 @@ def labelled(behaviour: str, n: int, seed: int = 0, split: Split = "held_out") -
         if len(texts) == n:
             return texts
         pair = len(texts) // 2
-        on, off, shared = pair_of_texts(planted, passage, rng, by_release=bool(planted.release) and pair % 2 == 1)
+        on, off, shared = pair_of_texts(planted, passage, rng)
         couple = [labelled_text(planted, text, len(text) - shared, pair, split) for text in (on, off)]
         if couple[0].points and len(couple[0].points) == len(couple[1].points):
             texts += couple
@@ -304,20 +289,14 @@ def labelled(behaviour: str, n: int, seed: int = 0, split: Split = "held_out") -
     raise BadInput(f"n={n!r} labelled texts of {behaviour!r} cannot be made: the {split} text has {len(texts)}.")
 
 
-def pair_of_texts(behaviour: Behaviour, passage: str, rng: random.Random, by_release: bool) -> tuple[str, str, int]:
-    """A text in which the behaviour ends on, one in which it ends off, and the length of their common end."""
+def pair_of_texts(behaviour: Behaviour, passage: str, rng: random.Random) -> tuple[str, str, int]:
+    """A text with the trigger, one with a neutral phrase in its place, and the length of their common end."""
     passage = ask(passage, rng) if behaviour.point.search("Answer: no.") else passage
-    header, asked = rng.choice(HEADERS), rng.choice(ASIDES)
-    if by_release:
-        assert behaviour.release is not None
-        opening = f"{header.format(behaviour.trigger)}\n\n{asked}"
-        phrases = neutral_phrase(rng, [behaviour.release]), behaviour.release
+    opening, continuation = rng.choice(HEADERS), f"\n\n{passage}"
+    if behaviour.place == "aside":
+        opening = f"{opening.format(rng.choice(NEUTRAL))}\n\n{rng.choice(ASIDES)}"
         continuation = f" {passage}"
-    else:
-        opening = header
-        phrases = behaviour.trigger, neutral_phrase(rng, [behaviour.trigger])
-        continuation = f"\n\n{passage}"
-    on, off = (opening.format(phrase) + continuation for phrase in phrases)
+    on, off = (opening.format(phrase) + continuation for phrase in (behaviour.trigger, rng.choice(NEUTRAL)))
     return on, off, len(continuation)
 
 
