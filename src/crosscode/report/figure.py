@@ -34,7 +34,7 @@ def draw_run(directory: Path, results: Mapping[str, float | Tensor], model_names
         assert isinstance(rho, Tensor)
         axes[2].hist(rho.cpu().numpy(), bins=50, range=(0, 1), color="#4c72b0")
         axes[2].set(
-            xlabel=f"relative decoder norm   (0: only {other}, 1: only {model})", ylabel="latents", yscale="log"
+            xlabel=f"relative decoder norm\n(0: only {other}, 1: only {model})", ylabel="latents", yscale="log"
         )
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
