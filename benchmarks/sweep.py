@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from crosscode import train_together
 from crosscode.evaluation import evaluate
-from crosscode.run import RunOptions, measures
+from crosscode.run import RunOptions, held_out_of, measures
 
 HERE = Path(__file__).parent
 GRIDS: dict[str, dict[str, list[Any]]] = {
@@ -69,8 +69,7 @@ def sweep(recipe: str) -> str:
     with tqdm(total=trainers[0].num_steps, desc=recipe, unit="step") as bar:
         trainers[0].callbacks = (Bar(bar),)
         coders = train_together(trainers)
-    one_site = not isinstance(trainers[0].data.reads, tuple)
-    held_out = run.dataloader("held_out", one_site=one_site)
+    held_out = held_out_of(trainers[0], run)
     rows = []
     for cell, trainer, coder in zip(cells, trainers, coders):
         results = evaluate(coder, held_out, measures(trainer), run.eval_tokens)

@@ -170,15 +170,15 @@ def dataloader_of(trainer: Trainer) -> Dataloader:
     return trainer.data
 
 
-def site_names(data: Dataloader) -> tuple[tuple[str, ...], ...]:
-    """Models and hookpoints along the axes of what is written; a dropped axis keeps its one name.
+def held_out_of(trainer: Trainer, run: RunOptions) -> Dataloader:
+    """Held-out batches of the same shape as the trainer's own."""
+    return run.dataloader("held_out", one_site=not isinstance(dataloader_of(trainer).reads, tuple))
 
-    A model goes by the last part of its path or hub name; where two share it, by that and its number.
-    """
+
+def site_names(data: Dataloader) -> tuple[tuple[str, ...], ...]:
+    """Models and hookpoints along the axes of what is written; a dropped axis keeps its one name."""
     written = data.hookpoints if data.writes is None else data.writes
-    short = [name.rstrip("/").rsplit("/", 1)[-1] for name in data.model_names]
-    models = tuple(f"{name}.{i}" if short.count(name) > 1 else name for i, name in enumerate(short))
-    return (models, (written,) if isinstance(written, str) else tuple(written))
+    return (data.model_names, (written,) if isinstance(written, str) else tuple(written))
 
 
 def diffs_models(trainer: Trainer) -> bool:
@@ -214,15 +214,14 @@ def run_recipe(trainer: Trainer, run: RunOptions, name: str) -> dict[str, Any]:
         checkpoints,
         *([] if run.quiet else [ProgressBar()]),
     )
-    held_out = run.dataloader("held_out", one_site=not isinstance(dataloader_of(trainer).reads, tuple))
-    trainer.held_out = held_out
+    trainer.held_out = held_out = held_out_of(trainer, run)
     directory.mkdir(parents=True, exist_ok=True)
     if run.resume:
         newest = newest_checkpoint(directory / "checkpoints")
         if newest is None:
             raise BadInput(f"resume: {str(directory / 'checkpoints')!r} holds no whole checkpoint.")
         load_checkpoint(trainer, newest)
-    elif newest_checkpoint(directory / "checkpoints") and not (directory / "summary.json").exists():
+    elif not (directory / "summary.json").exists() and newest_checkpoint(directory / "checkpoints"):
         raise BadInput(
             f"output={str(directory)!r} holds a run that was cut short: --resume goes on, another --output keeps it."
         )

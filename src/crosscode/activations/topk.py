@@ -26,8 +26,28 @@ def annealed_k(k: int, k_start: int | None, anneal_steps: int, step: int) -> int
     return max(1, round(k_start - (k_start - k) * min(1.0, step / anneal_steps)))
 
 
+class _Ranking(Activation):
+    """What all three have: `k`, and scores that decoder norms may weigh."""
+
+    is_selection = True
+    k: int
+    weighted: bool
+    norm: ScoreNorm
+
+    @property
+    def score_norm(self) -> ScoreNorm | None:
+        return self.norm if self.weighted else None
+
+    @property
+    def is_rescalable(self) -> bool:  # type: ignore[override]
+        return self.weighted  # the order of an unweighted ranking would change
+
+    def check(self, n_latents: int) -> None:
+        at_most(f"{type(self).__name__}.k", self.k, n_latents, "n_latents")
+
+
 @module
-class TopK(Activation):
+class TopK(_Ranking):
     """The `k` highest-scoring latents of every token (Gao et al. 2024).
 
     Args:
@@ -43,22 +63,10 @@ class TopK(Activation):
     norm: ScoreNorm = "l1_of_l2"
     k_start: int | None = None
     anneal_steps: int = 0
-    is_selection = True
 
     def __attrs_post_init__(self) -> None:
         at_least("TopK.k", self.k, 1)
         self.k_now = self.k
-
-    @property
-    def score_norm(self) -> ScoreNorm | None:
-        return self.norm if self.weighted else None
-
-    @property
-    def is_rescalable(self) -> bool:  # type: ignore[override]
-        return self.weighted  # the order of an unweighted ranking would change
-
-    def check(self, n_latents: int) -> None:
-        at_most("TopK.k", self.k, n_latents, "n_latents")
 
     def at_step(self, step: int, num_steps: int) -> None:
         self.k_now = annealed_k(self.k, self.k_start, self.anneal_steps, step)
@@ -71,7 +79,7 @@ class TopK(Activation):
 
 
 @module
-class BatchTopK(Activation):
+class BatchTopK(_Ranking):
     """The `k * B` highest-scoring latents of a whole (micro-)batch (Bussmann et al. 2024).
 
     In eval mode a latent fires when its score exceeds one threshold, so that a token's latents never depend on its
@@ -95,7 +103,6 @@ class BatchTopK(Activation):
     anneal_steps: int = 0
     ema_decay: float = 0.999
     ema_start: int = 1000
-    is_selection = True
     needs_calibration = True
 
     def __attrs_post_init__(self) -> None:
@@ -105,17 +112,6 @@ class BatchTopK(Activation):
         self.k_now, self.decay_now = self.k, self.ema_decay
         self._candidates: list[Tensor] | None = None
         self._n_calibrated = 0
-
-    @property
-    def score_norm(self) -> ScoreNorm | None:
-        return self.norm if self.weighted else None
-
-    @property
-    def is_rescalable(self) -> bool:  # type: ignore[override]
-        return self.weighted  # the order of an unweighted ranking would change
-
-    def check(self, n_latents: int) -> None:
-        at_most("BatchTopK.k", self.k, n_latents, "n_latents")
 
     def at_step(self, step: int, num_steps: int) -> None:
         self.k_now = annealed_k(self.k, self.k_start, self.anneal_steps, step)
@@ -177,7 +173,7 @@ class BatchTopK(Activation):
 
 
 @module
-class GroupMax(Activation):
+class GroupMax(_Ranking):
     """The highest-scoring latent of each of `k` contiguous groups, if positive.
 
     Group i holds latents `floor(i L / k)` to `floor((i + 1) L / k) - 1`, so L need not be divisible by k.
@@ -191,21 +187,9 @@ class GroupMax(Activation):
     k: int
     weighted: bool = True
     norm: ScoreNorm = "l1_of_l2"
-    is_selection = True
 
     def __attrs_post_init__(self) -> None:
         at_least("GroupMax.k", self.k, 1)
-
-    @property
-    def score_norm(self) -> ScoreNorm | None:
-        return self.norm if self.weighted else None
-
-    @property
-    def is_rescalable(self) -> bool:  # type: ignore[override]
-        return self.weighted  # the order of an unweighted ranking would change
-
-    def check(self, n_latents: int) -> None:
-        at_most("GroupMax.k", self.k, n_latents, "n_latents")
 
     def select(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Entries:
         return max_of_groups(scores(pre_BL, score_norms_L), self.k)

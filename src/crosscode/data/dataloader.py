@@ -156,7 +156,12 @@ class Dataloader:
 
     @property
     def model_names(self) -> tuple[str, ...]:
-        return tuple(model.name for model in self.harvester.models)
+        """What each model is called in curves and reports: the last part of its path or hub name.
+
+        Where two models share it, that and the model's number.
+        """
+        short = [model.name.rstrip("/").rsplit("/", 1)[-1] for model in self.harvester.models]
+        return tuple(f"{name}.{i}" if short.count(name) > 1 else name for i, name in enumerate(short))
 
     @property
     def hookpoints(self) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from crosscode.activations import JumpReLU
 from crosscode.batch import Batch
 from crosscode.errors import BadInput
-from crosscode.initialization.data import first_tokens
+from crosscode.initialization.data import scaled_inputs
 from crosscode.initialization.weights import require_autoencoder, transposed, uniform, zero_biases
 from crosscode.models import SparseCoder
 
@@ -23,9 +23,7 @@ def quantile_L(coder: SparseCoder, data: Iterable[Batch], firing_rate: float, n_
 
     Streams by chunks of latents, so that tokens x latents is never held at once.
     """
-    x_NXiDi = torch.cat(
-        [coder.scale_inputs(batch.inputs_BXiDi.to(coder.device)) for batch in first_tokens(data, n_tokens)]
-    )
+    x_NXiDi = scaled_inputs(coder, data, n_tokens)
     chunk = max(1, MOST_QUANTILE_ELEMENTS // len(x_NXiDi) // 4)
     quantiles = []
     for start in range(0, coder.n_latents, chunk):

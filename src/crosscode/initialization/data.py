@@ -41,6 +41,18 @@ def first_tokens(data: Iterable[Batch], n_tokens: int) -> Iterator[Batch]:
         raise BadInput("data holds no batch: there is nothing to measure activations on.")
 
 
+def scaled_inputs(coder: SparseCoder, data: Iterable[Batch], n_tokens: int) -> Float[Tensor, "N *Xi Di"]:
+    """The first tokens' scaled inputs, on the coder's device."""
+    batches = first_tokens(data, n_tokens)
+    return torch.cat([coder.scale_inputs(batch.inputs_BXiDi.to(coder.device)) for batch in batches])
+
+
+def scaled_targets(coder: SparseCoder, data: Iterable[Batch], n_tokens: int) -> Float[Tensor, "N *Xo Do"]:
+    """The first tokens' scaled targets, on the coder's device."""
+    batches = first_tokens(data, n_tokens)
+    return torch.cat([coder.scale_targets(batch.targets_BXoDo.to(coder.device)) for batch in batches])
+
+
 @attrs.define(eq=False)
 class Remembered:
     """Data whose first batches are kept, so that several strategies, or coders, measure one harvest.
@@ -162,7 +174,7 @@ class DecoderBias:
     def __call__(self, coder: SparseCoder, data: Iterable[Batch]) -> None:
         if coder.decoder.b_dec_XoDo is None:
             raise BadInput("DecoderBias needs a decoder with a bias.")
-        y_NXoDo = torch.cat([coder.scale_targets(b.targets_BXoDo) for b in first_tokens(data, self.n_tokens)])
+        y_NXoDo = scaled_targets(coder, data, self.n_tokens)
         centre_XoDo = y_NXoDo.double().mean(0)
         if self.centre == "geometric_median":
             for _ in range(100):

@@ -11,7 +11,7 @@ from torch import Tensor
 from crosscode.batch import Batch
 from crosscode.checks import at_least, at_most, positive
 from crosscode.errors import BadInput
-from crosscode.initialization.data import first_tokens
+from crosscode.initialization.data import scaled_inputs, scaled_targets
 from crosscode.models import SparseCoder
 from crosscode.shapes import real_coordinates
 
@@ -228,10 +228,8 @@ def _random_encoder(coder: SparseCoder, norm: float, generator: torch.Generator)
 
 @torch.no_grad()
 def _start_at_means(coder: SparseCoder, data: Iterable[Batch], n_tokens: int) -> None:
-    batches = list(first_tokens(data, n_tokens))
-    x_NXiDi = torch.cat([coder.scale_inputs(batch.inputs_BXiDi.to(coder.device)) for batch in batches])
-    y_NXoDo = torch.cat([coder.scale_targets(batch.targets_BXoDo.to(coder.device)) for batch in batches])
-    mean_x, mean_y = x_NXiDi.mean(0, keepdim=True), y_NXoDo.mean(0)
+    mean_x = scaled_inputs(coder, data, n_tokens).mean(0, keepdim=True)
+    mean_y = scaled_targets(coder, data, n_tokens).mean(0)
     if coder.encoder.b_enc_L is not None:
         coder.encoder.b_enc_L.copy_(-coder.encoder.linear(mean_x)[0])
     if coder.decoder.b_dec_XoDo is not None:

@@ -15,8 +15,7 @@ from crosscode.training.gradients import (
     UnitNormDecoder,
 )
 from crosscode.training.state import TrainState
-from crosscode.training.together import train_together
-from crosscode.training.trainer import NumericalError, StepReport, Trainer, Weighted
+from crosscode.training.trainer import NumericalError, StepReport, Trainer, Weighted, train_together
 
 __all__ = [
     "ClipNorm",

@@ -153,22 +153,7 @@ class Trainer:
 
     def train(self) -> SparseCoder:
         """Initialise, step until `num_steps` or the data ends, calibrate; resumes where a loaded state left off."""
-        self.initialize()
-        self.tell("on_start")
-        try:
-            batches = self.batches()
-            while self.state.step < self.num_steps:
-                micro_batches = list(islice(batches, self.accumulate))
-                if not micro_batches:
-                    break  # the data ended cleanly
-                report = self.step(micro_batches)
-                for callback in self.callbacks:
-                    callback(self, report)
-            self.finish()
-            self.tell("on_finish")
-        finally:
-            self.tell("on_end")
-        return self.model
+        return train_together([self])[0]
 
     def initialize(self, data: Iterable[Batch] | None = None) -> None:
         """Run the init strategies, unless the run has already begun.
@@ -185,7 +170,7 @@ class Trainer:
         """What a trained coder needs: calibrated thresholds, eval mode.
 
         Args:
-            data: the same batches as `held_out`, where several trainers remember one harvest.
+            data: the same batches as `calibration_data`, where several trainers remember one harvest.
         """
         calibrate(self.model, self.calibration_data if data is None else data)
         self.model.eval()
@@ -324,3 +309,54 @@ def vars_of(part: object) -> list[object]:
     if attrs.has(type(part)):
         return [getattr(part, field.name) for field in attrs.fields(type(part))]
     return list(getattr(part, "__dict__", {}).values())
+
+
+def train_together(trainers: Sequence[Trainer]) -> list[SparseCoder]:
+    """Train several coders over one data stream, harvested once: each becomes what it would be alone, bit for bit.
+
+    Args:
+        trainers: all with the very same `data`, `num_steps` and `accumulate`, and at the same step.
+
+    Returns:
+        The trained coders, in order.
+
+    Raises:
+        BadInput: the trainers would not read the same batches.
+    """
+    if not trainers:
+        raise BadInput("trainers is empty: nothing to train.")
+    first, *others = trainers
+    for trainer in others:
+        if trainer.data is not first.data:
+            raise BadInput("trainers must share one data object, so that it is harvested once.")
+        for name in ("num_steps", "accumulate"):
+            if getattr(trainer, name) != getattr(first, name):
+                raise BadInput(f"trainers differ in {name}: {getattr(first, name)} and {getattr(trainer, name)}.")
+        if trainer.state.cursor != first.state.cursor or trainer.state.step != first.state.step:
+            raise BadInput("trainers are at different places in the data: resume all from the same step.")
+    remembered = Remembered(first.data)
+    for trainer in trainers:
+        trainer.initialize(remembered)
+    del remembered
+    for trainer in trainers:
+        trainer.tell("on_start")
+    try:
+        batches = first.batches()
+        while first.state.step < first.num_steps:
+            micro_batches = list(islice(batches, first.accumulate))
+            if not micro_batches:
+                break  # the data ended cleanly
+            for trainer in trainers:
+                trainer.state.cursor = dict(first.state.cursor)
+                report = trainer.step(micro_batches)
+                for callback in trainer.callbacks:
+                    callback(trainer, report)
+        remembered = Remembered(first.calibration_data)
+        for trainer in trainers:
+            shared = trainer.calibration_data is first.calibration_data
+            trainer.finish(remembered if shared else None)
+            trainer.tell("on_finish")
+    finally:
+        for trainer in trainers:
+            trainer.tell("on_end")
+    return [trainer.model for trainer in trainers]
