@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from crosscode.kernels.sparse import row_of_entry, sparse_decode
+from crosscode.kernels.sparse import gather, row_of_entry, sparse_decode
 
 
 @attrs.frozen(eq=False, slots=False)
@@ -21,17 +21,19 @@ class Latents:
         values: all values `BL` when dense; the kept ones `N`, row by row, when sparse.
         indices_N: which latent each kept value belongs to; None when dense.
         offsets_B1: where each row's kept values start; None when dense.
+        pre: the pre-activation of each stored value, where the activation hands them on.
     """
 
     n_latents: int
     values: Float[Tensor, "..."]
     indices_N: Int[Tensor, " N"] | None = None
     offsets_B1: Int[Tensor, " B1"] | None = None
+    pre: Float[Tensor, "..."] | None = None
 
     @classmethod
-    def from_dense(cls, values_BL: Float[Tensor, "B L"]) -> "Latents":
+    def from_dense(cls, values_BL: Float[Tensor, "B L"], pre_BL: Float[Tensor, "B L"] | None = None) -> "Latents":
         """Codes as a dense matrix."""
-        return cls(values_BL.shape[-1], values_BL)
+        return cls(values_BL.shape[-1], values_BL, pre=pre_BL)
 
     @classmethod
     def from_entries(
@@ -40,9 +42,10 @@ class Latents:
         indices_N: Int[Tensor, " N"],
         offsets_B1: Int[Tensor, " B1"],
         n_latents: int,
+        pre_N: Float[Tensor, " N"] | None = None,
     ) -> "Latents":
         """Codes as entries: row b holds the entries `offsets[b]` to `offsets[b + 1]`."""
-        return cls(n_latents, values_N, indices_N, offsets_B1)
+        return cls(n_latents, values_N, indices_N, offsets_B1, pre_N)
 
     @property
     def is_sparse(self) -> bool:
@@ -65,6 +68,10 @@ class Latents:
         zeros_BL = self.values.new_zeros(len(self), self.n_latents)
         return zeros_BL.index_put((self.rows_N, self.indices_N), self.values)
 
+    def density(self) -> float:
+        """The share of values that are stored."""
+        return self.values.numel() / max(1, len(self) * self.n_latents)
+
     def entries(self, per_latent_L: Float[Tensor, " L"]) -> tuple[Tensor, Tensor]:
         """The stored values beside a per-latent number, in shapes that broadcast: `(BL, L)` or `(N, N)`.
 
@@ -72,7 +79,7 @@ class Latents:
         """
         if self.indices_N is None:
             return self.values, per_latent_L
-        return self.values, per_latent_L[self.indices_N]
+        return self.values, gather(per_latent_L, self.indices_N)
 
     def fired_L(self) -> Bool[Tensor, " L"]:
         """Which latents fired (value > 0) on any token."""

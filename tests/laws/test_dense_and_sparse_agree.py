@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from strategies import PRODUCT, L, jumprelu_of, random_batch, random_coder
+from strategies import ACTIVATIONS, PRODUCT, L, jumprelu_of, random_batch, random_coder
 from torch import Tensor
 
 from crosscode.losses import (
@@ -158,15 +158,23 @@ def terms(coder: SparseCoder, activation: str) -> dict[str, tuple[Term, Formula]
     return found
 
 
-@pytest.mark.parametrize(("shape", "activation"), PRODUCT)
-def test_values_and_gradients_equal_the_dense_reference(shape: str, activation: str) -> None:
+FORMS = [
+    (shape, activation, sparse)
+    for shape, activation in PRODUCT
+    for sparse in ((False, True) if ACTIVATIONS[activation]().codes == "either" else (False,))
+]
+
+
+@pytest.mark.parametrize(("shape", "activation", "sparse"), FORMS)
+def test_values_and_gradients_equal_the_dense_reference(shape: str, activation: str, sparse: bool) -> None:
     """Latents, reconstructions, each term, and each term's gradient for every parameter and the raw inputs."""
     coder = random_coder(shape, activation)
     batch = random_batch(coder)
     batch.inputs_BXiDi.requires_grad_()
     leaves = {**dict(coder.named_parameters()), "inputs": batch.inputs_BXiDi}
     ref = reference(coder, batch, shape, activation)
-    trace = Trace.of(coder, batch, SILENT_L)
+    trace = Trace.of(coder, batch, SILENT_L, sparse)
+    assert trace.latents.is_sparse == (sparse or coder.activation.codes == "sparse")
     close(trace.latents_BL, ref.f_BL, "latents")
     close(trace.pre_BL, ref.z_BL, "pre-activations")
     close(trace.recon_BXoDo.reshape(ref.y_BXD.shape), ref.recon(), "reconstructions")

@@ -82,9 +82,7 @@ def padding_is_zero(coder: SparseCoder) -> bool:
 def test_padding_keeps_zero_weights_through_training(init: str, kind: str) -> None:
     """Every start and every scaling, then steps of Adam: weights and biases of padding stay exactly zero."""
     jumprelu = JumpReLU(L)
-    coder = acausal_crosscoder(
-        n_models=2, n_hookpoints=1, d_model=5, n_latents=L, activation=jumprelu, widths_X=WIDTHS
-    )
+    coder = acausal_crosscoder(n_models=2, n_hookpoints=1, d_model=5, n_latents=L, activation=jumprelu, widths_X=WIDTHS)
     starts = {
         "transpose": [AnthropicTranspose()],
         "same": [SameAcrossSites()],

@@ -35,7 +35,7 @@ class FirstFew(Activation):
     """A user's selection: whatever is positive among the first latents."""
 
     n_first: int
-    is_selection = True
+    codes = "sparse"
 
     def select(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Entries:
         return entries_where((pre_BL > 0) & (torch.arange(pre_BL.shape[-1]) < self.n_first))

@@ -4,13 +4,15 @@ import pytest
 import torch
 from strategies import ACTIVATIONS, L, jumprelu_of
 
+from crosscode.activations import ReLU
 from crosscode.batch import Batch
 from crosscode.initialization import AnthropicTranspose, NormalizeActivations
+from crosscode.latents import Latents
 from crosscode.losses import SummedSquaredError
 from crosscode.models import DenseEncoder, SharedDecoder, SparseCoder, Trace
 from crosscode.penalties import AuxK, L1OfNorms, PreActivation, TanhSparsity
 from crosscode.schedulers import LinearRamp, WarmupStableDecay
-from crosscode.training import ClipNorm, Trainer, Weighted, load_checkpoint, newest_checkpoint, save_checkpoint
+from crosscode.training import ClipNorm, Trainer, Weighted, load_checkpoint, newest_checkpoint, save_checkpoint, state
 
 N_BATCHES = 7
 
@@ -78,6 +80,57 @@ def test_a_resumed_run_is_the_uninterrupted_run(activation: str, tmp_path) -> No
         assert torch.equal(ours[name], its[name]), name
     assert torch.equal(whole.state.tokens_since_fired_L, second.state.tokens_since_fired_L)
     assert whole.state.tokens == second.state.tokens
+
+
+@pytest.mark.parametrize("activation", ["relu", "jumprelu", "per_site_jumprelu"])
+def test_codes_turn_sparse_and_a_resumed_run_turns_with_them(
+    activation: str, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The form of the codes changes under way, at the same step with and without a resume, and no tensor differs."""
+    monkeypatch.setitem(state.FASTER, "cpu", (0.42, 0.48))
+    whole, forms = trainer(activation), []
+    whole.callbacks = [lambda of, report: forms.append(report.trace.latents.is_sparse)]
+    whole.train()
+    assert not forms[0]
+    assert forms.count(True) > 3
+    turn = forms.index(True)
+    first = trainer(activation)
+    first.callbacks = [StopAt(turn, tmp_path)]
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    second = trainer(activation)
+    load_checkpoint(second, newest_checkpoint(tmp_path))
+    assert second.state.sparse
+    second.train()
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, second.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("activation", ["relu", "jumprelu"])
+def test_dense_and_sparse_codes_train_the_same_coder(activation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole run in either form ends at the same weights, to rounding."""
+    coders = []
+    for always in ((-1.0, -1.0), (2.0, 2.0)):
+        monkeypatch.setitem(state.FASTER, "cpu", always)
+        run = trainer(activation)
+        run.model.double()
+        run.data = [Batch.autoencode(batch.inputs_BXiDi.double()) for batch in run.data]
+        coders.append(run.train())
+    for dense, sparse in zip(*(coder.state_dict().values() for coder in coders)):
+        torch.testing.assert_close(dense, sparse, rtol=1e-6, atol=1e-8)
+
+
+def test_the_form_of_codes_has_inertia() -> None:
+    """Between the two densities it stays what it was."""
+    below, above = state.FASTER["cpu"]
+    between, now = (below + above) / 2, state.TrainState.fresh(L, torch.device("cpu"))
+    chosen = []
+    for density in (1.0, between, below / 2, between, 1.0, between):
+        kept_BL = torch.linspace(0, 1, 6 * L).reshape(6, L) <= density
+        now.choose_codes(ReLU(), Latents.from_dense(kept_BL.float(), kept_BL.float()))
+        assert abs(now.density - density) < 1 / 30
+        chosen.append(now.sparse)
+    assert chosen == [False, False, True, True, False, False]
 
 
 @pytest.mark.parametrize("activation", ["relu", "jumprelu", "topk"])

@@ -2,26 +2,35 @@
 
 from typing import Literal, Protocol
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from crosscode.kernels.scratch import scratch
+from crosscode.kernels.sparse import row_of_entry
 from crosscode.latents import Latents
 
 ScoreNorm = Literal["l1_of_l2", "l2"]
+Codes = Literal["dense", "sparse", "either"]
 Entries = tuple[Int[Tensor, " N"], Int[Tensor, " B1"]]
 
 
 class Activation(nn.Module):
     """Pre-activations in, latents out. Subclass it and write `forward`; the rest has defaults that do nothing.
 
-    A *selection* is an activation whose latents equal the pre-activation where they are kept and 0 elsewhere.
-    It sets `is_selection` and writes `select` instead; its codes then travel sparse and its gradients are sparse.
+    `codes` says in which form the latents may travel:
+
+    - `dense`: only `forward` is written.
+    - `sparse`: a *selection*, whose latents equal the pre-activation where they are kept and 0 elsewhere. It writes
+      `select` instead; its codes always travel sparse and its gradients are sparse.
+    - `either`: `forward` gives dense codes; `select` says where a value or a gradient may differ from 0 and
+      `of_entries` gives the values there. The trainer takes whichever form is faster at the density it measures.
 
     An activation is *rescalable* if `rescaled(a_L)` of `a_L * z` gives `a_L` times the latents of `z`, decoder norms
     being 1 from then on. It sets `is_rescalable`; others are exported without unit decoder norms.
     """
 
-    is_selection: bool = False
+    codes: Codes = "dense"
     is_rescalable: bool = False
     needs_calibration: bool = False
 
@@ -33,12 +42,24 @@ class Activation(nn.Module):
     def forward(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Latents:
         """The latents of a batch of pre-activations (which include the bias)."""
         indices_N, offsets_B1 = self.select(pre_BL, score_norms_L)
-        entries = Latents.from_entries(pre_BL.new_empty(len(indices_N)), indices_N, offsets_B1, pre_BL.shape[-1])
-        return Latents.from_entries(pre_BL[entries.rows_N, indices_N], indices_N, offsets_B1, pre_BL.shape[-1])
+        return self.latents_of(pre_BL[row_of_entry(offsets_B1), indices_N], indices_N, offsets_B1, pre_BL.shape[-1])
 
     def select(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Entries:
-        """Which entries a selection keeps: column indices and row offsets."""
-        raise NotImplementedError(f"{type(self).__name__} is not a selection")
+        """Which entries a selection keeps, or where a value or gradient may differ from 0: columns and row offsets."""
+        raise NotImplementedError(f"{type(self).__name__} has dense codes only")
+
+    def of_entries(
+        self, pre_N: Float[Tensor, " N"], indices_N: Int[Tensor, " N"], n_latents: int
+    ) -> Float[Tensor, " N"]:
+        """The latents of selected pre-activations, given which of how many latents each belongs to."""
+        return pre_N
+
+    def latents_of(
+        self, pre_N: Float[Tensor, " N"], indices_N: Int[Tensor, " N"], offsets_B1: Int[Tensor, " B1"], n_latents: int
+    ) -> Latents:
+        """Sparse latents of selected pre-activations."""
+        values_N = self.of_entries(pre_N, indices_N, n_latents)
+        return Latents.from_entries(values_N, indices_N, offsets_B1, n_latents, pre_N)
 
     def check(self, n_latents: int) -> None:
         """Refuse a number of latents that this activation cannot serve."""
@@ -65,6 +86,8 @@ class Thresholded(Protocol):
 
 
 def scores(pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None) -> Float[Tensor, "B L"]:
-    """What latents are ranked by: `ReLU(z) * a`, without a graph."""
-    r_BL = pre_BL.detach().relu()
-    return r_BL if score_norms_L is None else r_BL * score_norms_L.detach()
+    """What latents are ranked by: `z * a`, without a graph, in scratch memory; only positive scores are ever kept."""
+    if score_norms_L is None:
+        return pre_BL.detach()
+    out_BL = scratch("scores", pre_BL.shape, pre_BL)
+    return torch.mul(pre_BL.detach(), score_norms_L.detach(), out=out_BL)

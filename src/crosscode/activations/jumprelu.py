@@ -4,52 +4,56 @@ from typing import Any, Literal
 
 import attrs
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from crosscode.activations.base import Activation
+from crosscode.activations.base import Activation, Entries
 from crosscode.checks import positive
 from crosscode.errors import BadInput
+from crosscode.kernels.selection import entries_where
+from crosscode.kernels.sparse import gather
 from crosscode.latents import Latents
 from crosscode.module import module
 
 
-def _window(pre_BL: Tensor, threshold_L: Tensor, bandwidth: float) -> Tensor:
+def _window(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
     """The rectangle kernel K((z - theta) / eps): 1 strictly within half a bandwidth of the threshold."""
-    return ((pre_BL - threshold_L).abs() < bandwidth / 2).to(pre_BL.dtype)
+    return ((pre - threshold).abs() < bandwidth / 2).to(pre.dtype)
 
 
 class _JumpReLU(torch.autograd.Function):
+    """Of a matrix with a threshold per column, or of entries with a threshold each."""
+
     @staticmethod
-    def forward(ctx: Any, pre_BL: Tensor, threshold_L: Tensor, bandwidth: float, ste_to_input: bool) -> Tensor:
-        ctx.save_for_backward(pre_BL, threshold_L)
+    def forward(ctx: Any, pre: Tensor, threshold: Tensor, bandwidth: float, ste_to_input: bool) -> Tensor:
+        ctx.save_for_backward(pre, threshold)
         ctx.bandwidth, ctx.ste_to_input = bandwidth, ste_to_input
-        return pre_BL * (pre_BL > threshold_L)
+        return pre * (pre > threshold)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        pre_BL, threshold_L = ctx.saved_tensors
-        (g_BL,) = grads
-        through_window_BL = g_BL * _window(pre_BL, threshold_L, ctx.bandwidth) * (threshold_L / ctx.bandwidth)
-        g_pre_BL = g_BL * (pre_BL > threshold_L)
+        pre, threshold = ctx.saved_tensors
+        (g,) = grads
+        through_window = g * _window(pre, threshold, ctx.bandwidth) * (threshold / ctx.bandwidth)
+        g_pre = g * (pre > threshold)
         if ctx.ste_to_input:
-            g_pre_BL = g_pre_BL + through_window_BL
-        return g_pre_BL, -through_window_BL.sum(0), None, None
+            g_pre = g_pre + through_window
+        return g_pre, -through_window.sum_to_size(threshold.shape), None, None
 
 
 class _Step(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, pre_BL: Tensor, threshold_L: Tensor, bandwidth: float, ste_to_input: bool) -> Tensor:
-        ctx.save_for_backward(pre_BL, threshold_L)
+    def forward(ctx: Any, pre: Tensor, threshold: Tensor, bandwidth: float, ste_to_input: bool) -> Tensor:
+        ctx.save_for_backward(pre, threshold)
         ctx.bandwidth, ctx.ste_to_input = bandwidth, ste_to_input
-        return (pre_BL > threshold_L).to(pre_BL.dtype)
+        return (pre > threshold).to(pre.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        pre_BL, threshold_L = ctx.saved_tensors
-        (g_BL,) = grads
-        through_window_BL = g_BL * _window(pre_BL, threshold_L, ctx.bandwidth) / ctx.bandwidth
-        return through_window_BL if ctx.ste_to_input else None, -through_window_BL.sum(0), None, None
+        pre, threshold = ctx.saved_tensors
+        (g,) = grads
+        through_window = g * _window(pre, threshold, ctx.bandwidth) / ctx.bandwidth
+        return through_window if ctx.ste_to_input else None, -through_window.sum_to_size(threshold.shape), None, None
 
 
 @module
@@ -74,6 +78,7 @@ class JumpReLU(Activation):
     bandwidth: float = 2.0
     ste_to_input: bool = True
     parametrisation: Literal["log", "raw"] = attrs.field(default="log")
+    codes = "either"
     is_rescalable = True
 
     def __attrs_post_init__(self) -> None:
@@ -100,14 +105,27 @@ class JumpReLU(Activation):
             raise BadInput(f"JumpReLU.n_latents={self.n_latents} must equal the coder's n_latents={n_latents}.")
 
     def forward(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Latents:
-        threshold_L = self.threshold_L
-        z_BL = pre_BL.to(torch.promote_types(pre_BL.dtype, threshold_L.dtype))
-        f_BL: Tensor = _JumpReLU.apply(z_BL, threshold_L, self.bandwidth, self.ste_to_input)  # type: ignore[assignment]
-        return Latents.from_dense(f_BL.to(pre_BL.dtype))
+        return Latents.from_dense(self._jump(pre_BL, self.threshold_L), pre_BL)
 
-    def step(self, pre_BL: Float[Tensor, "B L"]) -> Float[Tensor, "B L"]:
-        """`1[z > theta]`, whose sum over latents is a differentiable L0."""
-        return step(pre_BL, self.threshold_L, self.bandwidth, self.ste_to_input)
+    def select(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Entries:
+        return entries_where(pre_BL > self.threshold_L.detach() - self.bandwidth / 2)
+
+    def of_entries(
+        self, pre_N: Float[Tensor, " N"], indices_N: Int[Tensor, " N"], n_latents: int
+    ) -> Float[Tensor, " N"]:
+        return self._jump(pre_N, gather(self.threshold_L, indices_N))
+
+    def _jump(self, pre: Float[Tensor, "*entries"], threshold: Float[Tensor, "*#entries"]) -> Float[Tensor, "*entries"]:
+        z = pre.to(torch.promote_types(pre.dtype, threshold.dtype))
+        f: Tensor = _JumpReLU.apply(z, threshold, self.bandwidth, self.ste_to_input)  # type: ignore[assignment]
+        return f.to(pre.dtype)
+
+    def step(
+        self, pre: Float[Tensor, "*entries"], indices_N: Int[Tensor, " N"] | None = None
+    ) -> Float[Tensor, "*entries"]:
+        """`1[z > theta]` of a matrix, or of entries: its sum is a differentiable L0 (see the function `step`)."""
+        threshold = self.threshold_L if indices_N is None else gather(self.threshold_L, indices_N)
+        return step(pre, threshold, self.bandwidth, self.ste_to_input)
 
     def rescaled(self, a_L: Float[Tensor, " L"]) -> "JumpReLU":
         scaled = attrs.evolve(self).to(self.stored_threshold_L)
@@ -124,10 +142,13 @@ class JumpReLU(Activation):
 
 
 def step(
-    pre_BL: Float[Tensor, "B L"], threshold_L: Float[Tensor, " L"], bandwidth: float, ste_to_input: bool = False
-) -> Float[Tensor, "B L"]:
+    pre: Float[Tensor, "*entries"],
+    threshold: Float[Tensor, "*#entries"],
+    bandwidth: float,
+    ste_to_input: bool = False,
+) -> Float[Tensor, "*entries"]:
     """The Heaviside step `1[z > theta]` with the rectangle estimator `d/dtheta = -(1 / bandwidth) K`.
 
     Source: Rajamanoharan et al. 2024, section 3; Gemma Scope 2, equation 4.
     """
-    return _Step.apply(pre_BL, threshold_L, bandwidth, ste_to_input)  # type: ignore[return-value]
+    return _Step.apply(pre, threshold, bandwidth, ste_to_input)  # type: ignore[return-value]

@@ -5,13 +5,13 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from crosscode.activations.base import Activation, Entries, ScoreNorm
+from crosscode.activations.base import Activation, Codes, Entries, ScoreNorm
 from crosscode.checks import at_least, at_most, positive
 from crosscode.errors import BadInput
-from crosscode.kernels.selection import offsets_of
+from crosscode.kernels.selection import from_flat
 from crosscode.kernels.sparse import row_of_entry
 from crosscode.latents import Latents
 from crosscode.module import module
@@ -36,8 +36,9 @@ class _Partition(Activation):
         raise NotImplementedError
 
     @property
-    def is_selection(self) -> bool:  # type: ignore[override]
-        return all(part.is_selection for part in self.parts())
+    def codes(self) -> Codes:  # type: ignore[override]
+        forms: set[Codes] = {part.codes for part in self.parts()}
+        return forms.pop() if len(forms) == 1 else "dense"
 
     @property
     def needs_calibration(self) -> bool:  # type: ignore[override]
@@ -60,13 +61,13 @@ class _Partition(Activation):
             part.check(size)
 
     def forward(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Latents:
-        if self.is_selection:
+        if self.codes == "sparse":
             return super().forward(pre_BL, score_norms_L)
         codes = [
             part(pre_BL[:, at], _of(score_norms_L, at))
             for part, at in zip(self.parts(), ranges(self.sizes(pre_BL.shape[-1])))
         ]
-        return Latents.from_dense(torch.cat([latents.dense() for latents in codes], dim=-1))
+        return Latents.from_dense(torch.cat([latents.dense() for latents in codes], dim=-1), pre_BL)
 
     def select(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Entries:
         n_columns = pre_BL.shape[-1]
@@ -74,8 +75,19 @@ class _Partition(Activation):
         for part, at in zip(self.parts(), ranges(self.sizes(n_columns))):
             indices_N, offsets_B1 = part.select(pre_BL[:, at], _of(score_norms_L, at))
             flat.append(row_of_entry(offsets_B1) * n_columns + indices_N + at.start)
-        flat_N = torch.cat(flat).sort().values
-        return flat_N % n_columns, offsets_of(torch.bincount(flat_N // n_columns, minlength=len(pre_BL)))
+        return from_flat(torch.cat(flat).sort().values, len(pre_BL), n_columns)
+
+    def of_entries(
+        self, pre_N: Float[Tensor, " N"], indices_N: Int[Tensor, " N"], n_latents: int
+    ) -> Float[Tensor, " N"]:
+        if self.codes == "sparse":
+            return pre_N
+        values_N = torch.zeros_like(pre_N)
+        for part, at in zip(self.parts(), ranges(self.sizes(n_latents))):
+            own_n = ((indices_N >= at.start) & (indices_N < at.stop)).nonzero()[:, 0]
+            values_n = part.of_entries(pre_N[own_n], indices_N[own_n] - at.start, at.stop - at.start)
+            values_N = values_N.index_put((own_n,), values_n)
+        return values_N
 
     def at_step(self, step: int, num_steps: int) -> None:
         for part in self.parts():
@@ -178,7 +190,7 @@ class Priced(Activation):
     activation: Activation
     n_shared: int
     price: float
-    is_selection = True
+    codes = "sparse"
 
     def __attrs_post_init__(self) -> None:
         positive("Priced.price", self.price)

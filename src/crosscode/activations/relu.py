@@ -1,9 +1,10 @@
 """ReLU."""
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from crosscode.activations.base import Activation
+from crosscode.activations.base import Activation, Entries
+from crosscode.kernels.selection import entries_where
 from crosscode.latents import Latents
 from crosscode.module import module
 
@@ -12,7 +13,16 @@ from crosscode.module import module
 class ReLU(Activation):
     """`f = max(z, 0)`, as in Sparse Crosscoders (Anthropic, Oct 2024)."""
 
+    codes = "either"
     is_rescalable = True
 
     def forward(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Latents:
-        return Latents.from_dense(pre_BL.relu())
+        return Latents.from_dense(pre_BL.relu(), pre_BL)
+
+    def select(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Entries:
+        return entries_where(pre_BL > 0)
+
+    def of_entries(
+        self, pre_N: Float[Tensor, " N"], indices_N: Int[Tensor, " N"], n_latents: int
+    ) -> Float[Tensor, " N"]:
+        return pre_N.relu()

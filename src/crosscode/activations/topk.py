@@ -1,6 +1,6 @@
 """TopK, BatchTopK and GroupMax: keep the highest-scoring latents. All three are trained the same way.
 
-A latent's score is `ReLU(z) * a`, where `a` combines its decoder norms (`norm`), so that a latent cannot win by
+A latent's score is `z * a`, if positive, where `a` combines its decoder norms (`norm`), so that a latent cannot win by
 trading a small decoder for a large activation; `weighted=False` ranks by `ReLU(z)` alone. The kept value is
 `ReLU(z)` itself, non-positive values are never kept, and no gradient goes through the choice.
 """
@@ -29,7 +29,7 @@ def annealed_k(k: int, k_start: int | None, anneal_steps: int, step: int) -> int
 class _Ranking(Activation):
     """What all three have: `k`, and scores that decoder norms may weigh."""
 
-    is_selection = True
+    codes = "sparse"
     k: int
     weighted: bool
     norm: ScoreNorm

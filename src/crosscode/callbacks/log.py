@@ -1,7 +1,8 @@
 """Curves: computed once, written to any number of sinks under stable names.
 
 `train/loss`, `train/reconstruction`, `train/penalty/<name>`, `train/lambda/<name>`, `train/lr`,
-`train/gradient_norm`, `train/tokens`, and what each metric names: `train/fvu/<model>/<hookpoint>`, `train/l0/mean`, …
+`train/gradient_norm`, `train/tokens`, `train/codes/density`, `train/codes/sparse`, and what each metric names:
+`train/fvu/<model>/<hookpoint>`, `train/l0/mean`, …
 """
 
 import json
@@ -68,6 +69,8 @@ class Log:
             "loss": float(report.loss),
             "lr": report.lr,
             "tokens": float(report.tokens),
+            "codes/density": trainer.state.density,
+            "codes/sparse": float(report.trace.latents.is_sparse),
             **{f"lambda/{name}": weight for name, weight in report.weights.items()},
             **{name if name == "reconstruction" else f"penalty/{name}": float(v) for name, v in report.terms.items()},
         }

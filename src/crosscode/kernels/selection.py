@@ -1,13 +1,23 @@
 """Exact selection: which entries of a matrix of scores are kept. Only positive scores are ever kept."""
 
+import math
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+SAMPLE_STRIDE = 61  # every 61st score tells where the threshold of a whole batch lies
 
 
 def offsets_of(counts_B: Int[Tensor, " B"]) -> Int[Tensor, " B1"]:
     """CSR row offsets from the number of entries in each row."""
     return torch.nn.functional.pad(counts_B.cumsum(0), (1, 0))
+
+
+def from_flat(where_N: Int[Tensor, " N"], n_rows: int, n_columns: int) -> tuple[Int[Tensor, " N"], Int[Tensor, " B1"]]:
+    """Column indices and row offsets of ascending positions in the flattened matrix."""
+    rows_N = torch.div(where_N, n_columns, rounding_mode="floor")
+    return where_N - rows_N * n_columns, offsets_of(torch.bincount(rows_N, minlength=n_rows))
 
 
 def keep_positive(
@@ -19,39 +29,71 @@ def keep_positive(
     return indices_BK[keep_BK], offsets_of(keep_BK.sum(-1))
 
 
+def top_k(scores_BL: Float[Tensor, "B L"], k: int) -> tuple[Float[Tensor, "B k"], Int[Tensor, "B k"]]:
+    """`scores.topk(k)` of every row, unordered: on CPU twice as fast, by way of the maxima of groups.
+
+    The groups whose maxima are the k largest hold the k largest scores, so only they are searched.
+    """
+    n_columns = scores_BL.shape[-1]
+    size = next((size for size in (8, 4) if n_columns % size == 0 and n_columns // size >= 8 * k), 1)
+    if size == 1 or scores_BL.device.type != "cpu":
+        return tuple(scores_BL.topk(k, dim=-1, sorted=False))  # type: ignore[return-value]
+    n_groups = n_columns // size
+    _, groups_Bk = top_k(scores_BL.unflatten(-1, (size, n_groups)).amax(1), k)
+    members_BK = (groups_Bk[..., None] + torch.arange(0, n_columns, n_groups)).flatten(1)
+    best = scores_BL.gather(-1, members_BK).topk(k, dim=-1, sorted=False)
+    return best.values, members_BK.gather(-1, best.indices)
+
+
 def top_k_of_rows(scores_BL: Float[Tensor, "B L"], k: int) -> tuple[Int[Tensor, " N"], Int[Tensor, " B1"]]:
     """The `k` largest positive scores of every row."""
-    scores_BK, indices_BK = scores_BL.topk(min(k, scores_BL.shape[-1]), dim=-1, sorted=False)
-    return keep_positive(scores_BK, indices_BK)
+    return keep_positive(*top_k(scores_BL, min(k, scores_BL.shape[-1])))
 
 
 def top_k_of_batch(
     scores_BL: Float[Tensor, "B L"], k: int
 ) -> tuple[Int[Tensor, " N"], Int[Tensor, " B1"], Float[Tensor, ""] | None]:
     """The `k` largest positive scores of the whole batch, and the smallest of them (None if none is positive)."""
-    n_rows, n_columns = scores_BL.shape
     flat = scores_BL.reshape(-1)
-    kept, where = flat.topk(min(k, flat.numel()), sorted=False)
-    positive = kept > 0
-    where = where[positive].sort().values
-    rows_N = where // n_columns
-    offsets_B1 = offsets_of(torch.bincount(rows_N, minlength=n_rows))
-    smallest = kept[positive].min() if len(where) else None
-    return where % n_columns, offsets_B1, smallest
+    where_N = _above_a_threshold(flat, k)
+    kept_N = flat[where_N]
+    if len(where_N) > k:
+        kept_N, best_N = kept_N.topk(k, sorted=False)
+        where_N = where_N[best_N].sort().values
+    return *from_flat(where_N, *scores_BL.shape), kept_N.min() if len(kept_N) else None
+
+
+def _above_a_threshold(flat: Float[Tensor, " N"], k: int) -> Int[Tensor, " n"]:
+    """Where the `k` largest positive scores are, and a few others: all that lie above a threshold set by a sample."""
+    sample = flat[::SAMPLE_STRIDE]
+    expected = k / SAMPLE_STRIDE
+    n_above = math.ceil(expected + 4 * math.sqrt(expected) + 8)
+    while n_above < len(sample):
+        threshold = sample.topk(n_above, sorted=False).values.min()
+        if threshold <= 0:
+            break
+        where_n = (flat > threshold).nonzero()[:, 0]
+        if len(where_n) >= k:
+            return where_n
+        n_above *= 2  # the sample was not like the rest
+    return (flat > 0).nonzero()[:, 0]
 
 
 def max_of_groups(scores_BL: Float[Tensor, "B L"], n_groups: int) -> tuple[Int[Tensor, " N"], Int[Tensor, " B1"]]:
     """The largest positive score of each contiguous group; group i is `[floor(iL/k), floor((i+1)L/k))`."""
     n_columns = scores_BL.shape[-1]
     bounds = torch.arange(n_groups + 1, device=scores_BL.device) * n_columns // n_groups
-    widest = int(-(-n_columns // n_groups))
-    members_GW = bounds[:-1, None] + torch.arange(widest, device=scores_BL.device)
-    outside_GW = members_GW >= bounds[1:, None]
-    grouped_BGW = scores_BL[:, members_GW.clamp_max(n_columns - 1)].masked_fill(outside_GW, -torch.inf)
-    scores_BG, within_BG = grouped_BGW.max(-1)
+    if n_columns % n_groups == 0:
+        scores_BG, within_BG = scores_BL.unflatten(-1, (n_groups, -1)).max(-1)
+    else:
+        widest = int(-(-n_columns // n_groups))
+        members_GW = bounds[:-1, None] + torch.arange(widest, device=scores_BL.device)
+        outside_GW = members_GW >= bounds[1:, None]
+        grouped_BGW = scores_BL[:, members_GW.clamp_max(n_columns - 1)].masked_fill(outside_GW, -torch.inf)
+        scores_BG, within_BG = grouped_BGW.max(-1)
     return keep_positive(scores_BG, within_BG + bounds[:-1])
 
 
 def entries_where(mask_BL: Bool[Tensor, "B L"]) -> tuple[Int[Tensor, " N"], Int[Tensor, " B1"]]:
     """Column indices and row offsets of a mask's true entries."""
-    return mask_BL.nonzero()[:, 1], offsets_of(mask_BL.sum(-1))
+    return from_flat(mask_BL.reshape(-1).nonzero()[:, 0], *mask_BL.shape)

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from crosscode.activations import Activation
 from crosscode.batch import Batch
 from crosscode.errors import BadInput
+from crosscode.kernels.scratch import scratch
+from crosscode.kernels.sparse import row_of_entry
 from crosscode.latents import Latents
 from crosscode.models.decoders import Decoder
 from crosscode.models.encoders import Encoder
@@ -99,20 +101,24 @@ class SparseCoder(nn.Module):
         norm = self.activation.score_norm
         return None if norm is None else combined_norm_L(self.decoder.norms_LXo(), norm)
 
-    def activate(self, x_BXiDi: Float[Tensor, "B *Xi Di"]) -> Latents:
+    def activate(self, x_BXiDi: Float[Tensor, "B *Xi Di"], sparse: bool = False) -> Latents:
         """Latents of *scaled* inputs.
 
-        A selection chooses on pre-activations without a graph; the chosen values are then given sparse gradients.
+        Sparse codes are selected on pre-activations without a graph; the selected ones are then given sparse gradients.
+
+        Args:
+            x_BXiDi: scaled inputs.
+            sparse: whether an activation whose codes travel in either form gives sparse ones.
         """
-        if not self.activation.is_selection:
+        form = self.activation.codes
+        if form == "dense" or (form == "either" and not sparse):
             return self.activation(self.encoder(x_BXiDi), self.score_norms_L())
         with torch.no_grad():
-            z_BL = self.encoder(x_BXiDi)
+            z_BL = self.encoder(x_BXiDi, scratch("pre_BL", (len(x_BXiDi), self.n_latents), x_BXiDi))
             indices_N, offsets_B1 = self.activation.select(z_BL, self.score_norms_L())
-            chosen = Latents.from_entries(z_BL.new_empty(len(indices_N)), indices_N, offsets_B1, self.n_latents)
-            values_N = z_BL[chosen.rows_N, indices_N].to(x_BXiDi.dtype)
-        values_N = self.encoder.attach(values_N, x_BXiDi, indices_N, offsets_B1)
-        return Latents.from_entries(values_N, indices_N, offsets_B1, self.n_latents)
+            pre_N = z_BL[row_of_entry(offsets_B1), indices_N].to(x_BXiDi.dtype)
+        pre_N = self.encoder.attach(pre_N, x_BXiDi, indices_N, offsets_B1)
+        return self.activation.latents_of(pre_N, indices_N, offsets_B1, self.n_latents)
 
     def reconstruct(self, latents: Latents, x_BXiDi: Float[Tensor, "B *Xi Di"]) -> Float[Tensor, "B *Xo Do"]:
         """Reconstructions in *scaled* space from latents and, with a skip, the scaled inputs."""

@@ -31,13 +31,20 @@ class Trace:
     tokens_since_fired_L: Int[Tensor, " L"]
 
     @classmethod
-    def of(cls, model: SparseCoder, batch: Batch, tokens_since_fired_L: Int[Tensor, " L"] | None = None) -> "Trace":
+    def of(
+        cls,
+        model: SparseCoder,
+        batch: Batch,
+        tokens_since_fired_L: Int[Tensor, " L"] | None = None,
+        sparse: bool = False,
+    ) -> "Trace":
         """Run one forward pass on raw activations.
 
         Args:
             model: the coder.
             batch: raw activations, on the coder's device.
             tokens_since_fired_L: counters of silence; zeros (nothing is dead) if not given.
+            sparse: whether codes that travel in either form are to be sparse.
 
         Raises:
             BadInput: the batch does not have the coder's shapes.
@@ -46,7 +53,7 @@ class Trace:
         inputs_BXiDi = model.scale_inputs(batch.inputs_BXiDi)
         same = batch.targets_BXoDo is batch.inputs_BXiDi
         targets_BXoDo = inputs_BXiDi if same else model.scale_targets(batch.targets_BXoDo)
-        latents = model.activate(inputs_BXiDi)
+        latents = model.activate(inputs_BXiDi, sparse)
         if tokens_since_fired_L is None:
             tokens_since_fired_L = torch.zeros(model.n_latents, dtype=torch.int64, device=model.device)
         return cls(model, inputs_BXiDi, targets_BXoDo, latents, tokens_since_fired_L)
@@ -57,7 +64,8 @@ class Trace:
     @cached_property
     def pre_BL(self) -> Float[Tensor, "B L"]:
         """Pre-activations, bias included (differentiable, dense)."""
-        return self.model.encoder(self.inputs_BXiDi)
+        pre, is_dense = self.latents.pre, not self.latents.is_sparse
+        return pre if is_dense and pre is not None else self.model.encoder(self.inputs_BXiDi)
 
     @cached_property
     def latents_BL(self) -> Float[Tensor, "B L"]:

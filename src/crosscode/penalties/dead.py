@@ -9,6 +9,7 @@ from crosscode.activations import Thresholded
 from crosscode.activations.base import scores
 from crosscode.checks import at_least
 from crosscode.kernels.selection import top_k_of_rows
+from crosscode.kernels.sparse import gather
 from crosscode.latents import Latents
 from crosscode.models import DecoderNorm, Trace, combined_norm_L
 
@@ -33,7 +34,13 @@ class PreActivation:
         a_L = combined_norm_L(trace.decoder_norms_LXo, self.norm)
         if self.dead_after_tokens is not None:
             a_L = a_L * (trace.tokens_since_fired_L >= self.dead_after_tokens)
-        return ((self.jumprelu.threshold_L - trace.pre_BL).relu() @ a_L).sum() / len(trace)
+        theta_L, latents = self.jumprelu.threshold_L, trace.latents
+        if latents.indices_N is None or latents.pre is None:
+            return ((theta_L - trace.pre_BL).relu() @ a_L).sum() / len(trace)
+        # relu(t) = t + relu(-t): a term of the mean input alone, and one that only firing latents have.
+        mean_z_L = trace.model.encoder(trace.inputs_BXiDi.mean(0, keepdim=True))[0]
+        above_N = (latents.pre - gather(theta_L, latents.indices_N)).relu() * gather(a_L, latents.indices_N)
+        return (theta_L - mean_z_L) @ a_L + above_N.sum() / len(trace)
 
 
 @attrs.frozen

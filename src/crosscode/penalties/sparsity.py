@@ -89,7 +89,9 @@ class TanhFrequency:
 
 def mean_l0(trace: Trace, jumprelu: JumpReLU) -> Float[Tensor, ""]:
     """The batch mean of `sum_L 1[z > theta]`, differentiable through the step's estimator."""
-    return jumprelu.step(trace.pre_BL).sum() / len(trace)
+    latents = trace.latents
+    pre = trace.pre_BL if latents.pre is None else latents.pre
+    return jumprelu.step(pre, latents.indices_N).sum() / len(trace)
 
 
 @attrs.frozen

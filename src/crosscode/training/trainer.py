@@ -5,6 +5,7 @@ for each micro-batch:  scale, encode, activate -> observe who fired -> decode ->
 gradient transforms -> learning rate -> optimizer step -> constraints -> callbacks are shown a `StepReport`
 """
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from crosscode.checks import at_least
 from crosscode.errors import BadInput, CrosscodeError
 from crosscode.initialization import InitStrategy
 from crosscode.initialization.data import Remembered
+from crosscode.kernels import scratch
 from crosscode.losses import LossFn
 from crosscode.models import SparseCoder, Trace
 from crosscode.penalties import SparsityPenalty
@@ -72,6 +74,8 @@ class StepReport:
 
 
 Callback = Callable[["Trainer", StepReport], None]
+
+PROGRESS = ("step", "tokens", "density", "sparse", "cursor")
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -195,7 +199,7 @@ class Trainer:
         for batch in micro_batches:
             share = len(batch) / n_tokens
             with torch.autocast(model.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                trace = Trace.of(model, batch.to(model.device), state.tokens_since_fired_L)
+                trace = Trace.of(model, batch.to(model.device), state.tokens_since_fired_L, state.sparse)
                 state.observe(trace.latents)
                 terms = {"reconstruction": self.loss(trace)}
                 # A penalty of weight 0 is computed for its curve, without a graph; last, because what it is the first
@@ -220,9 +224,10 @@ class Trainer:
         for constraint in self.constraints:
             constraint(model)
         self._switch_optimizer("eval")
+        assert trace is not None
+        state.choose_codes(model.activation, trace.latents)
         state.step += 1
         total = sums.pop("")
-        assert trace is not None
         return StepReport(state.step, state.tokens, total, sums, weights, lr, gradient_norm, trace)
 
     def _switch_optimizer(self, mode: Literal["train", "eval"]) -> None:
@@ -289,7 +294,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "tokens_since_fired_L": self.state.tokens_since_fired_L,
-            "progress": {"step": self.state.step, "tokens": self.state.tokens, "cursor": dict(self.state.cursor)},
+            "progress": {name: copy.copy(getattr(self.state, name)) for name in PROGRESS},
             "rng": torch.get_rng_state(),
         }
 
@@ -298,9 +303,8 @@ class Trainer:
         self.model.load_state_dict(parts["model"])
         self.optimizer.load_state_dict(parts["optimizer"])
         self.state.tokens_since_fired_L.copy_(parts["tokens_since_fired_L"])
-        progress = parts["progress"]
-        self.state.step, self.state.tokens = progress["step"], progress["tokens"]
-        self.state.cursor = dict(progress["cursor"])
+        for name in PROGRESS:
+            setattr(self.state, name, copy.copy(parts["progress"][name]))
         torch.set_rng_state(parts["rng"].cpu())
 
 
@@ -357,6 +361,7 @@ def train_together(trainers: Sequence[Trainer]) -> list[SparseCoder]:
             trainer.finish(remembered if shared else None)
             trainer.tell("on_finish")
     finally:
+        scratch.release()
         for trainer in trainers:
             trainer.tell("on_end")
     return [trainer.model for trainer in trainers]
