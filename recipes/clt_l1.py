@@ -51,7 +51,7 @@ def clt_l1(
     return Trainer(
         model=coder,
         data=data,
-        init=[NormalizeActivations(), CLTUniform(seed=run.seed), DecoderBias("mean")],
+        init=[NormalizeActivations(run.init_tokens), CLTUniform(seed=run.seed), DecoderBias("mean")],
         loss=SummedSquaredError(),
         penalties={"l1": Weighted(L1OfNorms(norm="l1_of_l2"), LinearRamp(l1, round(l1_ramp * num_steps)))},
         optimizer=torch.optim.Adam(coder.parameters(), fused=True),

@@ -49,7 +49,6 @@ def clt_topk(
         num_steps: optimizer steps.
     """
     data = run.dataloader()
-    dead_after_tokens = run.dead_after_tokens(num_steps, dead_after)
     own_layer = [(0, 0)]
     coder = SparseCoder(
         encoder=DenseEncoder(data.in_dims, data.d_in, n_latents, widths_Xi=data.widths_Xi),
@@ -60,9 +59,9 @@ def clt_topk(
     return Trainer(
         model=coder,
         data=data,
-        init=[NormalizeActivations(), CLTUniform(seed=run.seed), DecoderBias("mean")],
+        init=[NormalizeActivations(run.init_tokens), CLTUniform(seed=run.seed), DecoderBias("mean")],
         loss=SummedSquaredError(),
-        penalties={"aux_k": Weighted(AuxK(k=data.d_out // 2, dead_after_tokens=dead_after_tokens), aux_k)},
+        penalties={"aux_k": Weighted(AuxK(data.d_out // 2, run.dead_after_tokens(num_steps, dead_after)), aux_k)},
         optimizer=torch.optim.Adam(coder.parameters(), fused=True),
         lr=WarmupStableDecay(lr, num_steps, decay_steps=round(lr_decay * num_steps)),
         num_steps=num_steps,

@@ -1,8 +1,6 @@
 """Compound cross-layer transcoder: every layer's latents read that MLP's input and write its and all later outputs.
 
-Source: Ameisen et al., "Circuit Tracing", Anthropic, March 2025 (architecture; JumpReLU with tanh sparsity). Penalties
-and scores weigh a latent by the norm of its concatenated decoder, as there. With `--activation batch_topk` each layer
-keeps k latents per token on average, with a threshold of its own.
+Source: Ameisen et al., "Circuit Tracing", Anthropic, March 2025; a latent's norm is that of its concatenated decoder.
 
     python recipes/compound_clt.py --activation jumprelu
 """
@@ -41,14 +39,14 @@ def compound_clt(
 
     Args:
         run: the model, the MLP inputs read and the MLP outputs written, layer by layer, and output.
-        activation: JumpReLU with tanh sparsity as in the paper, or BatchTopK with AuxK, one per layer.
+        activation: JumpReLU with tanh sparsity as in the paper, or BatchTopK with AuxK; each layer has its own.
         n_latents_per_layer: latents of each layer.
         sparsity: JumpReLU: weight of the tanh penalty at the end of its ramp over the whole run (ports: 1 to 5).
         c: JumpReLU: steepness of the tanh (the paper's hyper-parameter; ports: 4).
         pre_act: JumpReLU: weight of the pre-activation loss (ports: 3e-6 to 3e-5).
         threshold: JumpReLU: initial threshold (ports: 0.03).
         bandwidth: JumpReLU: width of the straight-through window (ports: 1).
-        k_per_layer: BatchTopK: latents per token of each layer.
+        k_per_layer: BatchTopK: latents per token of each layer, on average.
         aux_k: BatchTopK: weight of the auxiliary loss on dead latents.
         skip: learn a linear map from each layer's input to the same layer's output.
         lr: Adam's learning rate.
@@ -57,28 +55,24 @@ def compound_clt(
     """
     data = run.dataloader(one_site=False)
     (n_layers,) = data.in_dims
-    jumprelus = [JumpReLU(n_latents_per_layer, threshold, bandwidth, ste_to_input=True) for _ in range(n_layers)]
-    batch_topks = [BatchTopK(k_per_layer, norm="l2") for _ in range(n_layers)]
     own_layer = [(i, i) for i in range(n_layers)]
+    if activation == "jumprelu":
+        layers = PerSite([JumpReLU(n_latents_per_layer, threshold, bandwidth) for _ in range(n_layers)])
+        penalties = {"tanh": Weighted(TanhSparsity(c, norm="l2"), LinearRamp(sparsity, num_steps))}
+        penalties["pre_act"] = Weighted(PreActivation(layers, norm="l2"), pre_act)
+    else:
+        layers = PerSite([BatchTopK(k_per_layer, norm="l2") for _ in range(n_layers)])
+        penalties = {"aux_k": Weighted(AuxK(data.d_out // 2, run.dead_after_tokens(num_steps), norm="l2"), aux_k)}
     coder = SparseCoder(
         encoder=PerSiteEncoder(data.in_dims, data.d_in, n_latents_per_layer, widths_Xi=data.widths_Xi),
-        activation=PerSite(jumprelus if activation == "jumprelu" else batch_topks),
+        activation=layers,
         decoder=CausalDecoder(n_latents_per_layer, data.out_dims, data.d_out, widths_Xo=data.widths_Xo),
         skip=LinearSkip(data.in_dims, data.d_in, data.out_dims, data.d_out, own_layer) if skip else None,
     ).to(run.device)
-    penalties = {
-        "jumprelu": lambda: {
-            "tanh": Weighted(TanhSparsity(c, norm="l2"), LinearRamp(sparsity, num_steps)),
-            "pre_act": Weighted(PreActivation(coder.activation, norm="l2"), pre_act),
-        },
-        "batch_topk": lambda: {
-            "aux_k": Weighted(AuxK(data.d_out // 2, run.dead_after_tokens(num_steps), norm="l2"), aux_k),
-        },
-    }[activation]()
     return Trainer(
         model=coder,
         data=data,
-        init=[NormalizeActivations(), CLTUniform(n_latents_per_layer, seed=run.seed), DecoderBias("mean")],
+        init=[NormalizeActivations(run.init_tokens), CLTUniform(n_latents_per_layer, seed=run.seed), DecoderBias()],
         loss=SummedSquaredError(),
         penalties=penalties,
         optimizer=torch.optim.Adam(coder.parameters(), fused=True),

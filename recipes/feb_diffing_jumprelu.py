@@ -64,7 +64,7 @@ def feb_diffing_jumprelu(
     return Trainer(
         model=coder,
         data=data,
-        init=[NormalizeActivations(), JanUpdate(jumprelu, firing_rate=firing_rate, seed=run.seed)],
+        init=[NormalizeActivations(run.init_tokens), JanUpdate(jumprelu, firing_rate=firing_rate, seed=run.seed)],
         loss=SummedSquaredError(),
         penalties={  # the exclusive latents pay several times more to fire than the shared
             "shared": Weighted(TanhSparsity(c, "single_model", shared), LinearRamp(shared_ratio * sparsity, num_steps)),

@@ -55,7 +55,7 @@ def feb_diffing_l1(
     return Trainer(
         model=coder,
         data=data,
-        init=[NormalizeActivations(), AnthropicTranspose(norm=decoder_norm, seed=run.seed)],
+        init=[NormalizeActivations(run.init_tokens), AnthropicTranspose(norm=decoder_norm, seed=run.seed)],
         loss=SummedSquaredError(),
         penalties={
             "shared": Weighted(L1OfNorms("single_model", shared), LinearRamp(shared_ratio * l1, ramp)),

@@ -1,8 +1,7 @@
 """Model diffing with designated shared latents, TopK-style: shared and exclusive latents have budgets of their own.
 
-Source: "Insights on Crosscoder Model Diffing", Anthropic, February 2025, whose reduced penalty on shared latents has no
-counterpart where no penalty is paid; separate budgets (`--pricing budgets`), a reduced price in a joint selection
-(`--pricing price`), or tying alone (`--pricing none`, for ablations) take its place.
+Source: "Insights on Crosscoder Model Diffing", Anthropic, February 2025. Its reduced penalty on shared latents becomes
+a budget of their own (`--pricing budgets`), a reduced price in a joint selection (`price`), or tying alone (`none`).
 
     python recipes/feb_diffing_topk.py --style batch_topk
 """
@@ -58,13 +57,11 @@ def feb_diffing_topk(
         num_steps: optimizer steps.
     """
     data = run.dataloader()
-    dead_after_tokens = run.dead_after_tokens(num_steps, dead_after)
-    topk, k = STYLES[style], k_shared + k_exclusive
-    activation = {
-        "budgets": lambda: SeparateBudgets(topk(k_shared), topk(k_exclusive), n_shared),
-        "price": lambda: Priced(topk(k), n_shared, price),
-        "none": lambda: topk(k),
-    }[pricing]()
+    topk = STYLES[style]
+    joint = topk(k_shared + k_exclusive)
+    activation = Priced(joint, n_shared, price) if pricing == "price" else joint
+    if pricing == "budgets":
+        activation = SeparateBudgets(topk(k_shared), topk(k_exclusive), n_shared)
     coder = SparseCoder(
         encoder=DenseEncoder(data.in_dims, data.d_in, n_latents, widths_Xi=data.widths_Xi),
         activation=activation,
@@ -73,9 +70,9 @@ def feb_diffing_topk(
     return Trainer(
         model=coder,
         data=data,
-        init=[NormalizeActivations(), AnthropicTranspose(norm=decoder_norm, seed=run.seed)],
+        init=[NormalizeActivations(run.init_tokens), AnthropicTranspose(norm=decoder_norm, seed=run.seed)],
         loss=SummedSquaredError(),
-        penalties={"aux_k": Weighted(AuxK(k=data.d_out // 2, dead_after_tokens=dead_after_tokens), aux_k)},
+        penalties={"aux_k": Weighted(AuxK(data.d_out // 2, run.dead_after_tokens(num_steps, dead_after)), aux_k)},
         optimizer=torch.optim.Adam(coder.parameters(), fused=True),
         lr=WarmupStableDecay(lr, num_steps, decay_steps=round(lr_decay * num_steps)),
         num_steps=num_steps,

@@ -59,7 +59,7 @@ def jan_update_jumprelu(
     return Trainer(
         model=coder,
         data=data,
-        init=[NormalizeActivations(), JanUpdate(jumprelu, firing_rate=firing_rate, seed=run.seed)],
+        init=[NormalizeActivations(run.init_tokens), JanUpdate(jumprelu, firing_rate=firing_rate, seed=run.seed)],
         loss=SummedSquaredError(),
         penalties={
             "tanh": Weighted(TanhSparsity(c=c), LinearRamp(sparsity, num_steps)),

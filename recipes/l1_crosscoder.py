@@ -52,7 +52,7 @@ def l1_crosscoder(
     return Trainer(
         model=coder,
         data=data,
-        init=[NormalizeActivations(), AnthropicTranspose(norm=decoder_norm, seed=run.seed)],
+        init=[NormalizeActivations(run.init_tokens), AnthropicTranspose(norm=decoder_norm, seed=run.seed)],
         loss=SummedSquaredError(),
         penalties={"l1": Weighted(L1OfNorms(norm="l1_of_l2"), LinearRamp(l1, round(l1_ramp * num_steps)))},
         optimizer=torch.optim.Adam(coder.parameters(), fused=True),

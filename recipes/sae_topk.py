@@ -41,13 +41,16 @@ def sae_topk(
         num_steps: optimizer steps.
     """
     data = run.dataloader()
-    dead_after_tokens = run.dead_after_tokens(num_steps, dead_after)
     coder = sae(data.d_in, n_latents, TopK(k, weighted=False)).to(run.device)
-    aux = AuxK(k=data.d_out // 2, dead_after_tokens=dead_after_tokens, norm="none")
+    aux = AuxK(data.d_out // 2, run.dead_after_tokens(num_steps, dead_after), norm="none")
     return Trainer(
         model=coder,
         data=data,
-        init=[NormalizeActivations(), AnthropicTranspose(norm=1.0, seed=run.seed), DecoderBias("geometric_median")],
+        init=[
+            NormalizeActivations(run.init_tokens),
+            AnthropicTranspose(norm=1.0, seed=run.seed),
+            DecoderBias("geometric_median"),
+        ],
         loss=SummedSquaredError(),
         penalties={"aux_k": Weighted(aux, aux_k)},
         optimizer=torch.optim.Adam(coder.parameters(), eps=6.25e-10, fused=True),

@@ -43,13 +43,12 @@ def skip_transcoder(
         num_steps: optimizer steps.
     """
     data = run.dataloader()
-    dead_after_tokens = run.dead_after_tokens(num_steps, dead_after)
     coder = transcoder(data.d_in, n_latents, TopK(k, weighted=False), d_out=data.d_out, skip=skip).to(run.device)
-    aux = AuxK(k=data.d_out // 2, dead_after_tokens=dead_after_tokens, norm="none")
+    aux = AuxK(data.d_out // 2, run.dead_after_tokens(num_steps, dead_after), norm="none")
     return Trainer(
         model=coder,
         data=data,
-        init=[NormalizeActivations(), ZeroDecoderSkip(seed=run.seed)],
+        init=[NormalizeActivations(run.init_tokens), ZeroDecoderSkip(seed=run.seed)],
         loss=SummedSquaredError(),
         penalties={"aux_k": Weighted(aux, aux_k)},
         optimizer=torch.optim.Adam(coder.parameters(), fused=True),

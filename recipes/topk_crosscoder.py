@@ -50,7 +50,6 @@ def topk_crosscoder(
         num_steps: optimizer steps.
     """
     data = run.dataloader()
-    dead_after_tokens = run.dead_after_tokens(num_steps, dead_after)
     coder = SparseCoder(
         encoder=DenseEncoder(data.in_dims, data.d_in, n_latents, widths_Xi=data.widths_Xi),
         activation=STYLES[style](k),
@@ -59,9 +58,9 @@ def topk_crosscoder(
     return Trainer(
         model=coder,
         data=data,
-        init=[NormalizeActivations(), SameAcrossSites(norm=decoder_norm, seed=run.seed)],
+        init=[NormalizeActivations(run.init_tokens), SameAcrossSites(norm=decoder_norm, seed=run.seed)],
         loss=SummedSquaredError(),
-        penalties={"aux_k": Weighted(AuxK(k=data.d_out // 2, dead_after_tokens=dead_after_tokens), aux_k)},
+        penalties={"aux_k": Weighted(AuxK(data.d_out // 2, run.dead_after_tokens(num_steps, dead_after)), aux_k)},
         optimizer=torch.optim.Adam(coder.parameters(), fused=True),
         lr=WarmupStableDecay(lr, num_steps, decay_steps=round(lr_decay * num_steps)),
         num_steps=num_steps,

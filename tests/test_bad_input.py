@@ -1,6 +1,8 @@
 """Bad input to a recipe: one line that says what is wrong, exit code 2, no weights read, no step taken."""
 
+import enum
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import small_runs
 from small_runs import SMALL, VOCABULARY, factory, options, save_model, save_text
 
 from crosscode.data.language_model import TransformerLensModel
-from crosscode.run import main
+from crosscode.run import RunOptions, main
 from crosscode.training import Trainer
 
 
@@ -71,7 +73,9 @@ def refusal(
         ("jan_update_jumprelu", {"bandwidth": 0}, ["bandwidth=0", "greater than 0"]),
         ("jan_update_jumprelu", {"firing_rate": 1.5}, ["firing_rate=1.5", "between 0 and 1"]),
         ("l1_crosscoder", {"num_steps": 0}, ["num_steps=0", "at least 1"]),
-        ("l1_crosscoder", {"batch_size": 9999, "shuffle_buffer": 9999}, ["batch_size=9999", "larger than the data"]),
+        ("l1_crosscoder", {"batch_size": 9999}, ["training split", "batch_size=9999", "larger than the data"]),
+        ("l1_crosscoder", {"batch_size": 1024}, ["held-out split", "batch_size=1024", "larger than the data"]),
+        ("l1_crosscoder", {"init_tokens": 0}, ["init_tokens=0", "at least 1"]),
         ("l1_crosscoder", {"device": "abacus"}, ["abacus"]),
         ("l1_crosscoder", {"models": ["./nowhere"]}, ["./nowhere"]),
         ("l1_crosscoder", {"models": ["embedded:bsae"]}, ["bsae", "'base'"]),
@@ -88,6 +92,86 @@ def test_an_impossible_option_is_one_line(recipe: str, given: dict, said: list[s
     line = refusal(recipe, **given)
     for part in said:
         assert part in line
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+DEFAULT = RunOptions()
+
+
+def of_ones_own(run: RunOptions = DEFAULT, colour: Colour = Colour.RED, pair: tuple[int, int] = (1, 2)) -> Trainer:
+    """A recipe with options of types that crosscode's own recipes do not have."""
+    raise AssertionError("bad input must be found before the recipe is called")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ("--style topkk", "--style='topkk' must be one of 'topk', 'batch_topk', 'groupmax'. Did you mean 'topk', "),
+        ("--precision 7", "--precision='7' must be one of 'fp32', 'bf16'."),
+        ("--style", "--style needs a value: one of 'topk', 'batch_topk', 'groupmax'."),
+        ("--style topk groupmax", "--style takes one value, one of 'topk', 'batch_topk', 'groupmax', but was given "),
+        ("--k three", "--k='three' must be a whole number."),
+        ("--k=3.5", "--k='3.5' must be a whole number."),
+        ("--k=", "--k='' must be a whole number."),
+        ("--k 3 --k four", "--k='four' must be a whole number."),
+        ("--k", "--k needs a value: a whole number."),
+        ("--k 3 4", "--k takes one value, a whole number, but was given '3' '4'."),
+        ("--k --lr 1e-3", "--k needs a value: a whole number."),
+        ("--n_latents many", "--n-latents='many' must be a whole number."),
+        ("--eval-tokens 1e4", "--eval-tokens='1e4' must be a whole number."),
+        ("--lr fast", "--lr='fast' must be a number."),
+        ("--output", "--output needs a value: a path."),
+        ("--wandb-project", "--wandb-project needs a value: a text."),
+        ("--quiet yes", "--quiet takes no value, but was given 'yes': write --quiet or --no-quiet."),
+        ("--no-resume no", "--no-resume takes no value, but was given 'no': write --resume or --no-resume."),
+        ("--models", "models is empty: name at least one."),
+        ("--revisions a b", "revisions has 2 entries for 1 models."),
+        ("--n-latens 3", "unknown option '--n-latens'. Did you mean '--n-latents'"),
+        ("stile", "unknown option 'stile'. Did you mean '--style'?"),
+        ("--output None --k x", "--k='x' must be a whole number."),
+    ],
+)
+def test_an_option_that_cannot_be_read_is_one_line(
+    arguments: str, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The line names the option, what was given and what is allowed; no box, no help text."""
+    with pytest.raises(SystemExit) as stopped:
+        main(factory("topk_crosscoder"), arguments.split())
+    assert stopped.value.code == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("error: " + line)
+    assert shown.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"), [("--colour BLUE", ["BLUE", "--colour", "RED"]), ("--pair 1", ["--pair"])]
+)
+def test_options_of_other_types_are_refused_in_one_line_too(
+    arguments: str, said: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What only tyro understands is said in its words, without its box."""
+    with pytest.raises(SystemExit) as stopped:
+        main(of_ones_own, arguments.split())
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    for part in ["error: ", *said]:
+        assert part in line
+    assert not set(line) & set("│╭─")
+
+
+def test_help_is_shown_in_full(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--help` explains every option on stdout and is no error."""
+    with pytest.raises(SystemExit) as stopped:
+        main(factory("topk_crosscoder"), ["--help"])
+    assert not stopped.value.code
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    for option in ("--style {topk,batch_topk,groupmax}", "--n-latents INT", "--init-tokens INT", "--models"):
+        assert option in shown.out
 
 
 def test_more_shared_latents_than_latents(folder: Path, tmp_path: Path, refusal) -> None:
@@ -150,6 +234,25 @@ def test_resuming_another_configuration(folder: Path, tmp_path: Path, refusal, m
     line = refusal("l1_crosscoder", resume=True, num_steps=2, l1=0.25, n_latents=16)
     assert "penalties.l1.weight.value: 0.5 -> 0.25" in line
     assert "n_latents: 32 -> 16" in line
+
+
+def test_resuming_on_other_text_or_weights(folder: Path, tmp_path: Path, refusal) -> None:
+    """A data set file that has changed, or another model in the same folder, is among the fields that differ."""
+    text, model = tmp_path / "text.txt", tmp_path / "base"
+    shutil.copy(folder / "text.txt", text)
+    shutil.copytree(folder / "base", model)
+    given = {"models": [model], "dataset": text, "output": tmp_path / "run", "num_steps": 2}
+    main(factory("l1_crosscoder"), options(**{**SMALL, **given}))
+    original = text.read_text()
+    text.write_text(original.replace("w1 ", "w2 ", 1))
+    line = refusal("l1_crosscoder", resume=True, **given)
+    assert "data.sequences.source.text.txt" in line
+    assert "identity" not in line
+    text.write_text(original)
+    save_model(model, seed=9)
+    line = refusal("l1_crosscoder", resume=True, **given)
+    assert "data.harvester.models.0.identity" in line
+    assert "text.txt" not in line
 
 
 def test_a_run_that_was_cut_short_is_not_overwritten(folder: Path, tmp_path: Path, refusal) -> None:

@@ -6,19 +6,23 @@
 makes every argument of the factory, and of `RunOptions`, an option of the command line.
 """
 
+import contextlib
 import functools
-import inspect
+import io
+import itertools
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import attrs
 import torch
 from torch import Tensor
 
 from crosscode.callbacks import Checkpoint, JSONLines, Log, ProgressBar, WeightsAndBiases
+from crosscode.checks import at_least
 from crosscode.data import (
     ActivationCache,
     Dataloader,
@@ -30,6 +34,7 @@ from crosscode.data import (
 from crosscode.errors import BadInput, CrosscodeError, close_match
 from crosscode.evaluation import evaluate
 from crosscode.metrics import FVU, L0, Dead, DecoderCosine, DecoderNormRatio, Density, Metric
+from crosscode.penalties import AuxK
 from crosscode.report import draw_run, print_summary
 from crosscode.saving import save
 from crosscode.training import Trainer, describe, load_checkpoint, newest_checkpoint
@@ -37,6 +42,8 @@ from crosscode.training import Trainer, describe, load_checkpoint, newest_checkp
 RESIDUAL = "blocks.2.hook_resid_post"
 MLP_INPUTS = tuple(f"blocks.{i}.mlp.hook_in" for i in range(4))
 MLP_OUTPUTS = tuple(f"blocks.{i}.hook_mlp_out" for i in range(4))
+SPLITS = {"train": "training split", "held_out": "held-out split"}
+KINDS = {int: "a whole number", float: "a number", str: "a text", Path: "a path"}
 
 
 @attrs.frozen(kw_only=True, slots=False)
@@ -56,6 +63,7 @@ class RunOptions:
         batch_size: tokens of a (micro-)batch.
         accumulate: micro-batches per optimizer step.
         shuffle_buffer: tokens that batches are drawn from.
+        init_tokens: tokens that scales are measured on before training; fewer start a short run sooner.
         cache: directory of the activation cache; none harvests anew.
         device: where the coder trains and the models run.
         model_dtype: dtype of the language models' weights and activations.
@@ -82,6 +90,7 @@ class RunOptions:
     batch_size: int = 1024
     accumulate: int = 1
     shuffle_buffer: int = 32_768
+    init_tokens: int = 100_000
     cache: Path | None = None
     device: str = "cpu"
     model_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -101,6 +110,7 @@ class RunOptions:
             raise BadInput("models is empty: name at least one.")
         if self.revisions and len(self.revisions) != len(self.models):
             raise BadInput(f"revisions has {len(self.revisions)} entries for {len(self.models)} models.")
+        at_least("init_tokens", self.init_tokens, 1)
 
     @functools.cached_property
     def language_models(self) -> list[LanguageModel]:
@@ -135,17 +145,22 @@ class RunOptions:
         )
         hookpoints = tuple(dict.fromkeys((*self.reads, *self.writes))) if self.reads else self.hookpoints
         cache = None if self.cache is None else ActivationCache(self.cache)
-        self._dataloaders[split, one_site] = loader = Dataloader(
-            sequences,
-            Harvester(tuple(models), hookpoints, cache=cache),
-            self.batch_size,
-            shuffle_buffer=max(self.shuffle_buffer, self.batch_size),
-            seed=self.seed,
-            reads=_names(self.reads, one_site),
-            writes=_names(self.writes, one_site),
-            squeeze=len(models) == 1 and len(hookpoints) == 1,
-            epochs=None if split == "train" else 1,
-        )
+        harvester = Harvester(tuple(models), hookpoints, cache=cache)
+        try:
+            loader = Dataloader(
+                sequences,
+                harvester,
+                self.batch_size,
+                shuffle_buffer=max(self.shuffle_buffer, self.batch_size),
+                seed=self.seed,
+                reads=_names(self.reads, one_site),
+                writes=_names(self.writes, one_site),
+                squeeze=len(models) == 1 and len(hookpoints) == 1,
+                epochs=None if split == "train" else 1,
+            )
+        except BadInput as error:  # too little text: of which split?
+            raise BadInput(f"{SPLITS[split]}: {error}") from error
+        self._dataloaders[split, one_site] = loader
         return loader
 
     def dead_after_tokens(self, num_steps: int, share: float = 0.1) -> int:
@@ -194,6 +209,14 @@ def measures(trainer: Trainer) -> list[Metric]:
     return [*metrics, *([DecoderNormRatio(), DecoderCosine()] if diffs_models(trainer) else [])]
 
 
+def dead_after_tokens_of(trainer: Trainer, run: RunOptions) -> int:
+    """The silence that makes a latent dead in every figure: that of the recipe's `AuxK`, if it has one."""
+    for weighted in trainer.penalties.values():
+        if isinstance(weighted.penalty, AuxK):
+            return weighted.penalty.dead_after_tokens
+    return run.dead_after_tokens(trainer.num_steps)
+
+
 def run_recipe(trainer: Trainer, run: RunOptions, name: str) -> dict[str, Any]:
     """Train, save, measure on held-out tokens, and say what came out.
 
@@ -206,7 +229,7 @@ def run_recipe(trainer: Trainer, run: RunOptions, name: str) -> dict[str, Any]:
         JSONLines(directory / "metrics.jsonl"),
         WeightsAndBiases(run.wandb_mode, run.wandb_project, name, directory),
     ]
-    dead_after = run.dead_after_tokens(trainer.num_steps)
+    dead_after = dead_after_tokens_of(trainer, run)
     metrics = [*measures(trainer), Dead(dead_after)]
     trainer.callbacks = (
         *trainer.callbacks,
@@ -227,16 +250,30 @@ def run_recipe(trainer: Trainer, run: RunOptions, name: str) -> dict[str, Any]:
         )
     (directory / "summary.json").unlink(missing_ok=True)  # there once a run is complete
     (directory / "configuration.json").write_text(json.dumps(describe(trainer), indent=2) + "\n")
+    if not run.quiet:
+        step, n = trainer.state.step, trainer.num_steps
+        doing = (
+            f"going on from step {step} of {n:,}" if step else f"measuring scales on {run.init_tokens:,} tokens first"
+        )
+        print(f"{name}: {doing}; files go to {directory}", file=sys.stderr)
     coder = trainer.train()
     save(coder, directory / "coder")
+    if not run.quiet:
+        print(f"{name}: measuring on {run.eval_tokens:,} held-out tokens", file=sys.stderr)
     results = evaluate(coder, held_out, measures(trainer), run.eval_tokens)
-    dead = float((trainer.state.tokens_since_fired_L >= dead_after).double().mean())
+    dead_L = (trainer.state.tokens_since_fired_L >= dead_after).cpu()
     numbers = {key: value for key, value in results.items() if not isinstance(value, Tensor)}
-    summary = {"recipe": name, "step": trainer.state.step, "tokens": trainer.state.tokens, **numbers, "dead": dead}
+    summary = {
+        "recipe": name,
+        "step": trainer.state.step,
+        "tokens": trainer.state.tokens,
+        **numbers,
+        "dead": float(dead_L.double().mean()),
+    }
     (directory / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     draw_run(directory, results, held_out.model_names)
     if not run.quiet:
-        print_summary(summary, results, trainer, held_out, directory)
+        print_summary(summary, results, dead_L, trainer, held_out, directory)
     if checkpoints.failed:
         raise CrosscodeError("the last checkpoint could not be saved; the coder itself was.")
     return summary
@@ -247,24 +284,8 @@ def main(factory: Callable[..., Trainer], arguments: Sequence[str] | None = None
 
     Bad input ends the program with one line and exit code 2.
     """
-    import tyro
-
-    @functools.wraps(factory)
-    def parse(run: RunOptions, **scheme: Any) -> tuple[RunOptions, dict[str, Any]]:
-        return run, scheme
-
     try:
-        (run, scheme), unknown = tyro.cli(
-            parse,
-            args=arguments,
-            config=(tyro.conf.OmitArgPrefixes,),
-            prog=f"{factory.__name__}.py",
-            return_unknown_args=True,
-        )
-        if unknown:
-            names = [*inspect.signature(factory).parameters, *(field.name for field in attrs.fields(RunOptions))]
-            options = [f"--{name.replace('_', '-')}" for name in names if name != "run"]
-            raise BadInput(f"unknown option {unknown[0]!r}.{close_match(unknown[0], options)}")
+        run, scheme = _read(factory, sys.argv[1:] if arguments is None else arguments)
         torch.manual_seed(run.seed)
         return run_recipe(factory(run, **scheme), run, factory.__name__)
     except BadInput as error:
@@ -273,3 +294,107 @@ def main(factory: Callable[..., Trainer], arguments: Sequence[str] | None = None
     except CrosscodeError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
+
+
+def _read(factory: Callable[..., Trainer], arguments: Sequence[str]) -> tuple[RunOptions, dict[str, Any]]:
+    """`RunOptions` and the scheme's options; what cannot be read is told in one line instead of tyro's box."""
+    import tyro
+
+    @functools.wraps(factory)
+    def parse(run: RunOptions, **scheme: Any) -> tuple[RunOptions, dict[str, Any]]:
+        return run, scheme
+
+    kinds = _kinds(factory)
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            parsed, unknown = tyro.cli(
+                parse,
+                args=arguments,
+                config=(tyro.conf.OmitArgPrefixes,),
+                prog=f"{factory.__name__}.py",
+                return_unknown_args=True,
+            )
+    except SystemExit as stopped:
+        if not stopped.code:  # --help
+            raise
+        raise BadInput(_reason(stopped) or _complaint(arguments, kinds) or _flat(box.getvalue())) from None
+    if unknown:
+        raise BadInput(
+            _complaint(arguments, kinds) or f"unknown option {unknown[0]!r}.{close_match(unknown[0], kinds)}"
+        )
+    return parsed
+
+
+def _kinds(factory: Callable[..., Trainer]) -> dict[str, Any]:
+    """The type of each option."""
+    kinds = get_type_hints(factory)
+    kinds.pop("return", None)
+    kinds |= {field.name: field.type for field in attrs.fields(kinds.pop("run"))}
+    return {f"--{name.replace('_', '-')}": kind for name, kind in kinds.items()}
+
+
+def _reason(stopped: BaseException) -> str | None:
+    """What `RunOptions` itself had against its values."""
+    cause: BaseException | None = stopped
+    while cause is not None and not isinstance(cause, BadInput):
+        cause = cause.__context__
+    return None if cause is None else str(cause)
+
+
+def _complaint(arguments: Sequence[str], kinds: Mapping[str, Any]) -> str | None:
+    """What is wrong with the first option whose values do not fit its type."""
+    for option, values in _grouped(arguments):
+        switch = option.replace("--no-", "--", 1)
+        if kinds.get(switch) is bool:
+            if values:
+                off = switch.replace("--", "--no-", 1)
+                return f"{option} takes no value, but was given {values[0]!r}: write {switch} or {off}."
+            continue
+        kind = kinds.get(option)
+        if get_origin(kind) in (Union, UnionType):
+            if values == ["None"] and NoneType in get_args(kind):
+                continue
+            kind = next(each for each in get_args(kind) if each is not NoneType)
+        choices = get_args(kind) if get_origin(kind) is Literal else ()
+        allowed = f"one of {', '.join(map(repr, choices))}" if choices else KINDS.get(kind)
+        if allowed is None:  # several values, or a type that tyro knows better
+            continue
+        if not values:
+            return f"{option} needs a value: {allowed}."
+        if len(values) > 1:
+            return f"{option} takes one value, {allowed}, but was given {' '.join(map(repr, values))}."
+        if not _fits(values[0], kind, choices):
+            close = close_match(values[0], choices) if choices else ""
+            return f"{option}={values[0]!r} must be {allowed}.{close if close.startswith(' Did') else ''}"
+    return None
+
+
+def _grouped(arguments: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Each option with the values that follow it; `--n_latents=3` is `--n-latents 3`."""
+    option, values = "", []
+    for argument in arguments:
+        if argument.startswith("--"):
+            yield option, values
+            option, equals, value = argument.partition("=")
+            option, values = option.replace("_", "-"), [value] if equals else []
+        else:
+            values.append(argument)
+    yield option, values
+
+
+def _fits(value: str, kind: Any, choices: Sequence[str]) -> bool:
+    if choices:
+        return value in choices
+    try:
+        kind(value)
+    except ValueError:
+        return False
+    return True
+
+
+def _flat(box: str) -> str:
+    """What tyro says in its box, on one line, without its title and help texts."""
+    lines = [line.strip(" │|╭╮╰╯+") for line in box.splitlines()]
+    _, *said = [line for line in lines if not set(line) <= set("─-")] or [""]
+    return " ".join(itertools.takewhile(lambda line: "helptext" not in line, said))

@@ -36,9 +36,7 @@ def run(data, num_steps: int, activation=None, **more) -> Trainer:
 
 def test_penalties_are_trained_and_not_only_logged() -> None:
     """Fault 1: the step's loss is the whole objective, and the auxiliary loss alone moves a dead latent."""
-    coder = put(
-        sae(1, 2, TopK(1)), {"encoder.b_enc_L": [5, 1], "decoder.W_dec_LXoDo": [1, 1]}
-    )
+    coder = put(sae(1, 2, TopK(1)), {"encoder.b_enc_L": [5, 1], "decoder.W_dec_LXoDo": [1, 1]})
     gradients: list[list[float]] = []
     trainer = Trainer(
         model=coder,
@@ -97,6 +95,40 @@ def test_the_end_is_saved(tmp_path) -> None:
     assert torch.equal(saved(x_BD), coder(x_BD))
     assert not torch.equal(saved.decoder.dense(), start.decoder.dense())
     assert saved.activation.threshold.item() == coder.activation.threshold.item() > 0
+
+
+def test_all_that_a_resume_needs_is_in_the_checkpoint(tmp_path) -> None:
+    """Fault 15: moments of the optimizer, counters of silence, place in the data and random state come back alike.
+
+    Each is away from where a fresh run has it, so that a checkpoint without it would be noticed.
+    """
+    penalties = {"aux_k": Weighted(AuxK(1, dead_after_tokens=5), 0.5)}
+    first = run(batches(3), 5, penalties=penalties, callbacks=[Checkpoint(tmp_path)])
+    torch.manual_seed(5)
+    first.train()
+    kept, fresh = first.state_dict(), run(batches(3), 5, penalties=penalties)
+    torch.manual_seed(6)
+    before = fresh.state_dict()
+    newest = newest_checkpoint(tmp_path)
+    assert newest is not None
+    assert before["optimizer"]["state"] == {}
+    assert not torch.equal(before["tokens_since_fired_L"], kept["tokens_since_fired_L"])
+    assert not torch.equal(before["rng"], kept["rng"])
+    assert before["progress"] != kept["progress"]
+    assert kept["progress"]["cursor"] == {"epoch": 1, "batch": 2}
+    load_checkpoint(fresh, newest)
+    resumed = fresh.state_dict()
+    assert resumed["progress"] == kept["progress"]
+    assert [group["lr"] for group in resumed["optimizer"]["param_groups"]] == [1e-2]
+    for name in ("tokens_since_fired_L", "rng"):
+        assert torch.equal(resumed[name], kept[name])
+    for name, value in kept["model"].items():
+        assert torch.equal(resumed["model"][name], value)
+    assert len(kept["optimizer"]["state"]) == len(list(first.model.parameters()))
+    for i, moments in kept["optimizer"]["state"].items():
+        assert moments.keys() == {"step", "exp_avg", "exp_avg_sq"}
+        for name, value in moments.items():
+            assert torch.equal(resumed["optimizer"]["state"][i][name], value)
 
 
 def test_data_that_runs_out_starts_again() -> None:

@@ -3,15 +3,21 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from small_runs import SMALL, options, save_model, save_text
+from small_runs import SMALL, factory, options, save_model, save_text
 
 import crosscode
+from crosscode.data import TokenSequences, load_language_model
+from crosscode.run import main
+from crosscode.training import describe
+from crosscode.training.description import SAMPLED
 
 RUNS: dict[str, dict[str, Any]] = {
     "feb_diffing_topk": {"style": "batch_topk", "n_shared": 8, "k_shared": 3, "k_exclusive": 3, "dead_after": 0.05},
@@ -65,3 +71,60 @@ def test_a_run_cut_short_ends_as_if_it_had_not_been(recipe: str, folder: Path, t
     assert (cut / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
     assert json.loads((cut / "summary.json").read_text()) == json.loads((whole / "summary.json").read_text())
     assert crosscode.load(cut / "coder").encoder.n_latents == SMALL["n_latents"]
+
+
+def test_a_run_goes_on_in_another_place(folder: Path, tmp_path: Path) -> None:
+    """Models, text and output moved to other folders, some named by relative paths: `--resume` finds all alike."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    for name in ("base", "tuned"):
+        shutil.copytree(folder / name, here / name)
+    shutil.copy(folder / "text.txt", here)
+    given = {**SMALL, **RUNS["feb_diffing_topk"], "num_steps": 2}
+
+    def places(at: Path) -> dict[str, Any]:
+        return {"models": [at / "base", at / "tuned"], "dataset": at / "text.txt", "output": at / "run"}
+
+    first = main(factory("feb_diffing_topk"), options(**given, **places(here)))
+    here.rename(there)
+    assert main(factory("feb_diffing_topk"), options(**given, **places(there), resume=True)) == first
+
+
+def test_text_is_described_by_what_it_holds(folder: Path, tmp_path: Path) -> None:
+    """By content wherever it lies; every byte of small files counts, and of large ones size, beginning and end."""
+    model = load_language_model(str(folder / "base"))
+
+    def source(path: Any) -> Any:
+        return describe(TokenSequences(path, model, sequence_length=32))["source"]
+
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text("w1 w2")
+        (tmp_path / name / "b.txt").write_text("w3 w4")
+    assert source(str(tmp_path / "one")) == source(tmp_path / "two")
+    assert source(str(tmp_path / "one")).keys() == {"a.txt", "b.txt"}
+    (tmp_path / "two" / "b.txt").write_text("w3 w5")
+    assert source(tmp_path / "one")["a.txt"] == source(tmp_path / "two")["a.txt"]
+    assert source(tmp_path / "one")["b.txt"] != source(tmp_path / "two")["b.txt"]
+    assert source(["w1 w2", "w3"]) == source(["w1 w2", "w3"]) != source(["w1 w2", "w4"])
+    assert "numpy" in source("embedded")["embedded"]
+
+    large = tmp_path / "large.txt"
+    large.write_bytes(b"w" * (2 * SAMPLED))
+    descriptions = [source(large)]
+    for at in (0, 2 * SAMPLED - 1):
+        with large.open("r+b") as opened:
+            opened.seek(at)
+            opened.write(b"x")
+        descriptions.append(source(large))
+    assert len({str(description) for description in descriptions}) == 3
+
+
+def test_describing_the_embedded_models_is_quick() -> None:
+    """A hash of 2.5 MB and a few versions, asked for at every checkpoint."""
+    model = load_language_model("embedded:base")
+    started = time.process_time()
+    described = describe(TokenSequences("embedded", model))
+    assert time.process_time() - started < 0.2  # 0.01 on an idle machine
+    assert described["model"]["called"] == "embedded:base"
+    assert str(Path.home()) not in str(described)
+    assert str(Path(crosscode.__file__).parent) not in str(described)

@@ -2,11 +2,9 @@
 
 from typing import Literal, Protocol
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from crosscode.kernels.scratch import scratch
 from crosscode.kernels.sparse import row_of_entry
 from crosscode.latents import Latents
 
@@ -86,8 +84,5 @@ class Thresholded(Protocol):
 
 
 def scores(pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None) -> Float[Tensor, "B L"]:
-    """What latents are ranked by: `z * a`, without a graph, in scratch memory; only positive scores are ever kept."""
-    if score_norms_L is None:
-        return pre_BL.detach()
-    out_BL = scratch("scores", pre_BL.shape, pre_BL)
-    return torch.mul(pre_BL.detach(), score_norms_L.detach(), out=out_BL)
+    """What latents are ranked by: `z * a`, without a graph; only positive scores are ever kept."""
+    return pre_BL.detach() if score_norms_L is None else pre_BL.detach() * score_norms_L.detach()

@@ -1,6 +1,6 @@
 """What the data path asks of a language model, and the TransformerLens adapter that answers.
 
-Shapes: H sequences of a harvest batch, S positions, P hookpoints, D width.
+Shapes: H sequences of a harvest batch, S positions, P hookpoints, D width, V vocabulary.
 
 A `LanguageModel` is anything with these attributes; a model of your own needs no base class. The adapter here reads
 configuration and tokenizer at once, learns hookpoints and widths from a skeleton without weights, and loads the
@@ -81,12 +81,29 @@ class LanguageModel(Protocol):
         ...
 
 
+Edit = Callable[[Float[Tensor, "H S D"]], Float[Tensor, "H S D"]]
+"""Is shown the activations at a hookpoint and returns what the model goes on with: others, or the same tensor."""
+
+
+@runtime_checkable
+class SpliceableModel(LanguageModel, Protocol):
+    """A language model whose activations can also be replaced on their way to the logits, for spliced evaluation."""
+
+    def logits(self, tokens_HS: Int[Tensor, "H S"], edits: Mapping[str, Edit]) -> Float[Tensor, "H S V"]:
+        """Logits of a whole forward pass with an edit at each of some hookpoints, called as the pass reaches it.
+
+        An edit must not change the tensor that it is shown. No edits give the model's own logits, and so do edits
+        that return what they were shown.
+        """
+        ...
+
+
 def load_language_model(
     name: str,
     revision: str | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | str = torch.float32,
-) -> LanguageModel:
+) -> SpliceableModel:
     """A language model by name; weights are read when activations are first asked for.
 
     Args:
@@ -201,9 +218,17 @@ class TransformerLensModel:
             acts_HSPD[:, :, p, : widths_P[p]] = rearrange(captured[hookpoint], "H S ... -> H S (...)")
         return acts_HSPD
 
+    @torch.no_grad()
+    def logits(self, tokens_HS: Int[Tensor, "H S"], edits: Mapping[str, Edit]) -> Float[Tensor, "H S V"]:
+        for hookpoint in edits:
+            _ = self.width(hookpoint)
+        hooks = [(hookpoint, _editing(hookpoint, edit)) for hookpoint, edit in edits.items()]
+        with self.bridge.hooks(fwd_hooks=hooks):
+            return self.bridge.forward(tokens_HS.to(self.device), return_type="logits", use_cache=False)
+
     @cached_property
     def bridge(self) -> Any:
-        """The `TransformerBridge`, weights included; for uses beyond harvesting."""
+        """The `TransformerBridge`, weights included; for uses beyond harvesting and splicing."""
         try:
             return self._boot("real")
         except (OSError, SafetensorError) as error:
@@ -277,6 +302,22 @@ class TransformerLensModel:
 
 def _forward(bridge: Any, tokens_HS: Int[Tensor, "H S"]) -> None:
     bridge.forward(tokens_HS, return_type=None, use_cache=False)
+
+
+def _editing(hookpoint: str, edit: Edit) -> Callable[..., Tensor | None]:
+    """A hook that puts an edit's result in the activation's place."""
+
+    def hook_fn(acts: Tensor, hook: Any) -> Tensor | None:
+        acts_HSD = rearrange(acts, "H S ... -> H S (...)")  # heads end to end, as harvested
+        edited_HSD = edit(acts_HSD)
+        if edited_HSD is acts_HSD:
+            return None
+        edited = edited_HSD.reshape(acts.shape)
+        # The bridge's `hook_resid_mid` is the entry of the second norm, which the residual stream goes around:
+        # what is returned there would reach the MLP alone. The stream is the same tensor, so it is written to.
+        return acts.copy_(edited) if hookpoint.endswith("hook_resid_mid") else edited
+
+    return hook_fn
 
 
 def _capture(bridge: Any, hookpoints: Sequence[str], forward: Callable[[Any], None]) -> dict[str, Any]:

@@ -1,6 +1,20 @@
-"""What needs a coder and text at once: figures on held-out tokens, and what each latent fires on."""
+"""What needs a coder and text at once: figures on held-out tokens, what is recovered by splicing, what is specific
+to one of two models, and what each latent fires on."""
 
 from crosscode.evaluation.examples import Example, top_examples
 from crosscode.evaluation.held_out import evaluate
+from crosscode.evaluation.latent_scaling import LatentScaling, Verdicts, latent_scaling
+from crosscode.evaluation.splice import ModelSplices, Splice, recovered, splice
 
-__all__ = ["Example", "evaluate", "top_examples"]
+__all__ = [
+    "Example",
+    "LatentScaling",
+    "ModelSplices",
+    "Splice",
+    "Verdicts",
+    "evaluate",
+    "latent_scaling",
+    "recovered",
+    "splice",
+    "top_examples",
+]

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from crosscode.activations import Activation
 from crosscode.batch import Batch
 from crosscode.errors import BadInput
-from crosscode.kernels.scratch import scratch
 from crosscode.kernels.sparse import row_of_entry
 from crosscode.latents import Latents
 from crosscode.models.decoders import Decoder
@@ -114,7 +113,7 @@ class SparseCoder(nn.Module):
         if form == "dense" or (form == "either" and not sparse):
             return self.activation(self.encoder(x_BXiDi), self.score_norms_L())
         with torch.no_grad():
-            z_BL = self.encoder(x_BXiDi, scratch("pre_BL", (len(x_BXiDi), self.n_latents), x_BXiDi))
+            z_BL = self.encoder(x_BXiDi)
             indices_N, offsets_B1 = self.activation.select(z_BL, self.score_norms_L())
             pre_N = z_BL[row_of_entry(offsets_B1), indices_N].to(x_BXiDi.dtype)
         pre_N = self.encoder.attach(pre_N, x_BXiDi, indices_N, offsets_B1)

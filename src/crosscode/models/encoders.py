@@ -34,8 +34,8 @@ class Encoder(Protocol):
     @property
     def b_enc_L(self) -> nn.Parameter | None: ...
 
-    def __call__(self, x_BXiDi: Tensor, out_BL: Tensor | None = None) -> Tensor:
-        """Pre-activations `z_BL`, bias included; without a graph they may be written to `out_BL`."""
+    def __call__(self, x_BXiDi: Tensor) -> Tensor:
+        """Pre-activations `z_BL`, bias included."""
         ...
 
     def linear(self, x_BXiDi: Tensor, latents_l: Tensor | slice | None = None) -> Tensor:
@@ -113,13 +113,10 @@ class DenseEncoder(nn.Module):
         W_IL = self._W_IL()
         return x_BI @ (W_IL if latents_l is None else W_IL[:, latents_l])
 
-    def forward(
-        self, x_BXiDi: Float[Tensor, "B *Xi Di"], out_BL: Float[Tensor, "B L"] | None = None
-    ) -> Float[Tensor, "B L"]:
-        x_BI = rearrange(x_BXiDi, "B ... -> B (...)")
+    def forward(self, x_BXiDi: Float[Tensor, "B *Xi Di"]) -> Float[Tensor, "B L"]:
         if self.b_enc_L is None:
-            return torch.mm(x_BI, self._W_IL(), out=out_BL)
-        return torch.addmm(self.b_enc_L, x_BI, self._W_IL(), out=out_BL)
+            return self.linear(x_BXiDi)
+        return torch.addmm(self.b_enc_L, rearrange(x_BXiDi, "B ... -> B (...)"), self._W_IL())
 
     def attach(
         self,
@@ -196,9 +193,7 @@ class PerSiteEncoder(nn.Module):
         z_BL = rearrange(z_BPLp, "B P Lp -> B (P Lp)")
         return z_BL if latents_l is None else z_BL[:, latents_l]
 
-    def forward(
-        self, x_BXiDi: Float[Tensor, "B P Di"], out_BL: Float[Tensor, "B L"] | None = None
-    ) -> Float[Tensor, "B L"]:
+    def forward(self, x_BXiDi: Float[Tensor, "B P Di"]) -> Float[Tensor, "B L"]:
         z_BL = self.linear(x_BXiDi)
         return z_BL if self.b_enc_L is None else z_BL + self.b_enc_L
 

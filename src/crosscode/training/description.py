@@ -1,16 +1,29 @@
-"""A run in words: the recipe *is* the configuration, and this writes it down."""
+"""A run in words: the recipe *is* the configuration, and this writes it down.
 
+Models and text are told by what they hold and not by where they are, so that a run may go on in another place.
+"""
+
+import functools
+import hashlib
+import platform
+import re
 from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import attrs
 import torch
 from torch import nn
 
+from crosscode.data import TokenSequences, documents
+from crosscode.data.embedded.text import PACKAGES
 from crosscode.training.trainer import Trainer
 
 NOT_CONFIGURATION = ("callbacks", "state")
-MAY_DIFFER = ("cache", "device")  # where a run goes on may differ from where it began
+MAY_DIFFER = ("cache", "device", "called")  # where a run goes on may differ from where it began
+SAMPLED = 1 << 24  # bytes of a data set that are hashed; of a larger one, pieces from its beginning to its end
+PIECES = 16
 
 
 def describe(part: object) -> Any:
@@ -28,6 +41,11 @@ def describe(part: object) -> Any:
     if callable(own := getattr(part, "describe", None)) and not isinstance(part, type):
         fields: Any = own()
         return {"type": type(part).__name__, **fields}
+    if callable(getattr(part, "harvest", None)) and hasattr(part, "identity"):  # a `LanguageModel`
+        model: Any = part
+        return {"type": type(part).__name__, "called": model.name, "identity": model.identity}
+    if isinstance(part, TokenSequences):
+        return {**_fields(part, skip=("source",)), "source": _describe_text(part.source)}
     if isinstance(part, Mapping):
         return {str(key): describe(value) for key, value in part.items()}
     if isinstance(part, list | tuple | nn.ModuleList):
@@ -52,11 +70,56 @@ def _fields(part: object, skip: tuple[str, ...] = ()) -> dict[str, Any]:
     return {"type": type(part).__name__, **{name.lstrip("_"): describe(getattr(part, name)) for name in fields}}
 
 
+def _describe_text(source: Any) -> Any:
+    """A hub data set by its name; anything else by its content.
+
+    Of local files, whatever their place, it is the size and a hash of a bounded sample: a change that keeps the size
+    of more than `SAMPLED` bytes of text may go unseen. The embedded text is a function of the packages it is read from.
+    """
+    if not isinstance(source, str | Path):
+        return documents.fingerprint(source)
+    if source == "embedded":
+        return {"embedded": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}}
+    if isinstance(source, str) and not documents.looks_local(source):
+        return source
+    path = Path(source).expanduser()
+    files = documents.files_of(path)
+    root = path if path.is_dir() else path.parent
+    return {str(file.relative_to(root)): _describe_file(file, SAMPLED // len(files)) for file in files}
+
+
+def _describe_file(file: Path, n_bytes: int) -> str:
+    stat = file.stat()
+    return f"{stat.st_size} bytes, sha256 {_sampled(file, stat.st_size, stat.st_mtime_ns, n_bytes)}"
+
+
+@functools.lru_cache(maxsize=4096)
+def _sampled(file: Path, size: int, modified: int, n_bytes: int) -> str:
+    """A hash of at most `n_bytes` bytes of a file, in evenly spaced pieces; remembered until the file changes."""
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        if size <= n_bytes:
+            digest.update(opened.read())
+        else:
+            piece = max(1, n_bytes // PIECES)
+            for i in range(PIECES):
+                opened.seek(i * (size - piece) // (PIECES - 1))
+                digest.update(opened.read(piece))
+    return digest.hexdigest()
+
+
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """Where two descriptions differ, one line a field: `init.0.norm: 0.1 -> 1.0`; devices and caches may."""
+    """Where two descriptions differ, one line a field: `init.0.norm: 0.1 -> 1.0`; devices and caches may.
+
+    What a model is called may differ too: it is told by its identity.
+    """
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted((old.keys() | new.keys()) - set(MAY_DIFFER))
         return [line for key in keys for line in differences(old.get(key), new.get(key), f"{path}.{key}")]
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         return [line for i, (a, b) in enumerate(zip(old, new)) for line in differences(a, b, f"{path}.{i}")]
-    return [] if old == new else [f"{path.lstrip('.')}: {old} -> {new}"]
+    return [] if old == new else [f"{path.lstrip('.')}: {_short(old)} -> {_short(new)}"]
+
+
+def _short(value: Any) -> str:
+    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1", str(value))

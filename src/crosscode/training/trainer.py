@@ -21,7 +21,7 @@ from crosscode.checks import at_least
 from crosscode.errors import BadInput, CrosscodeError
 from crosscode.initialization import InitStrategy
 from crosscode.initialization.data import Remembered
-from crosscode.kernels import scratch
+from crosscode.kernels.allocator import keep_freed_memory, return_freed_memory
 from crosscode.losses import LossFn
 from crosscode.models import SparseCoder, Trace
 from crosscode.penalties import SparsityPenalty
@@ -185,7 +185,8 @@ class Trainer:
         return self.data if self.held_out is None else self.held_out
 
     def step(self, micro_batches: Sequence[Batch]) -> StepReport:
-        """One optimizer step on the given micro-batches."""
+        """One optimizer step on the given micro-batches. From the first on, the process keeps what memory it frees."""
+        keep_freed_memory()
         model, state = self.model, self.state
         model.train()
         self._switch_optimizer("train")
@@ -361,7 +362,7 @@ def train_together(trainers: Sequence[Trainer]) -> list[SparseCoder]:
             trainer.finish(remembered if shared else None)
             trainer.tell("on_finish")
     finally:
-        scratch.release()
+        return_freed_memory()
         for trainer in trainers:
             trainer.tell("on_end")
     return [trainer.model for trainer in trainers]

@@ -1,0 +1,416 @@
+"""Cross-entropy recovered: language models run on with a coder's reconstructions in place of their activations.
+
+Shapes: H sequences run at once, S positions, N tokens that training keeps, M models, P hookpoints written, D width,
+V vocabulary, C positions that count.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import islice
+from typing import Literal, get_args
+
+import attrs
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from crosscode.checks import at_least
+from crosscode.data import Dataloader
+from crosscode.data.language_model import Edit, SpliceableModel
+from crosscode.data.token_sequences import PADDING
+from crosscode.errors import BadInput, close_match
+from crosscode.models import SparseCoder
+
+Ablation = Literal["zero", "mean"]
+
+UNSURE_BELOW = 0.8
+"""Agreement is also counted where the clean model is right with less than this probability (Circuit Tracing, 2025)."""
+
+
+def recovered(clean: float, ablated: float, spliced: float) -> float:
+    """`(ablated - spliced) / (ablated - clean)`: 1 if splicing costs nothing, 0 if it costs as much as ablation.
+
+    NaN where ablation changes nothing.
+    """
+    return (ablated - spliced) / (ablated - clean) if ablated != clean else float("nan")
+
+
+@attrs.frozen
+class Splice:
+    """What one model's predictions lose when reconstructions stand in for its activations; means over positions.
+
+    Attributes:
+        ce: cross-entropy of the spliced run, in nats.
+        delta_ce: how much higher it is than the clean run's.
+        ce_ablated: cross-entropy with the same activations ablated.
+        ce_recovered: `(ce_ablated - ce) / (ce_ablated - ce_clean)`.
+        kl: KL(clean || spliced), in nats.
+        kl_ablated: KL(clean || ablated).
+        kl_recovered: `1 - kl / kl_ablated`.
+        agreement: share of positions where the most likely token is the clean model's.
+        agreement_unsure: the same among the positions where the clean model is right, with a probability below 0.8;
+            NaN if there are none (Circuit Tracing's agreement of the replacement model).
+    """
+
+    ce: float
+    delta_ce: float
+    ce_ablated: float
+    ce_recovered: float
+    kl: float
+    kl_ablated: float
+    kl_recovered: float
+    agreement: float
+    agreement_unsure: float
+
+
+@attrs.frozen
+class ModelSplices:
+    """Splices into one model.
+
+    Attributes:
+        model: its short name, as in curves and reports.
+        ce_clean: cross-entropy of the untouched model, in nats per position.
+        sites: for each hookpoint that the coder writes, a splice there alone.
+        joint: all of this model's hookpoints spliced at once.
+        replacement: as `joint`, but computed from inputs as they are in the spliced run; only for transcoders.
+        n_positions: positions that count: those whose next token is in the same sequence and is no padding.
+        n_unsure: those of them where the clean model is right with a probability below 0.8.
+        n_spliced: tokens at which activations were replaced: those that training keeps.
+    """
+
+    model: str
+    ce_clean: float
+    sites: Mapping[str, Splice]
+    joint: Splice
+    replacement: Splice | None
+    n_positions: int
+    n_unsure: int
+    n_spliced: int
+
+
+def splice(
+    coder: SparseCoder, data: Dataloader, n_tokens: int = 50_000, *, ablation: Ablation = "zero"
+) -> tuple[ModelSplices, ...]:
+    """Cross-entropy and KL recovered by each model with the coder's reconstructions in place of its activations.
+
+    Latents come from the *clean* activations of all the coder's inputs (for a crosscoder: of every model), in eval
+    mode; activations and reconstructions are raw. Each hookpoint that the coder writes is spliced alone, and all
+    those of a model jointly; only one model is touched at a time. Tokens that training leaves out (special tokens,
+    first positions, outliers) keep their activations, in spliced and ablated runs.
+
+    A transcoder (`data` has `writes`) also gets the replacement model of Circuit Tracing: while the model runs with
+    all outputs replaced, each input site that the run has passed gives its activation *as it is in that run*, so
+    that latents are recomputed layer by layer. (Input sites that the run has not reached yet, and other models, give
+    their clean activations. Of a coder whose outputs depend only on inputs before them, a compound CLT say, none of
+    these is used.) It encodes the text once for every output that is preceded by a new input.
+
+    Every position counts whose next token is in the same sequence and is no padding, spliced or not: predictions of
+    special tokens count, and so does the first token after a separator.
+
+    Args:
+        coder: a trained coder; its mode is put back afterwards.
+        data: held-out text and the models, with the hookpoints that the coder was trained on. Text is read in its
+            own order; each model runs 2P + 3 times over it (3 times if P = 1, once more for transcoders). The
+            harvester's `sequences_at_once` bounds the memory: about 3 x H x S x V numbers.
+        n_tokens: length of the text, before masking, rounded up to whole sequences.
+        ablation: what splicing is compared with: activations of `zero`, or their `mean` over the same text's kept
+            tokens, which takes one more harvest.
+
+    Returns:
+        One record for each model, in the loader's order.
+
+    Raises:
+        BadInput: the coder's shapes are not the loader's, a model has no `logits`, no token is left after masking.
+
+    Source: the loss recovered of Gated SAEs (2024), KL as in SAELens' evaluation; Ameisen et al., "Circuit Tracing",
+    2025, for the replacement model.
+    """
+    at_least("n_tokens", n_tokens, 1)
+    if ablation not in get_args(Ablation):
+        raise BadInput(f"ablation {ablation!r} is not one of zero, mean.{close_match(ablation, get_args(Ablation))}")
+    _check_shapes(coder, data)
+    models = [_spliceable(model) for model in data.harvester.models]
+    was_training = coder.training
+    coder.eval()
+    try:
+        with torch.no_grad():
+            ablated_MPD = _mean_activations(data, n_tokens) if ablation == "mean" else _zeros(data)
+            sums_M = [_ModelSums() for _ in models]
+            for text in _read(data, n_tokens):
+                recon_NMPD = text.reconstruct(coder, text.acts_NMPD)
+                for m, model in enumerate(models):
+                    runs = _runs(coder, text, m, recon_NMPD, ablated_MPD)
+                    sums_M[m].add(model, text, runs)
+    finally:
+        coder.train(was_training)
+    if sums_M[0].n_spliced == 0:
+        raise BadInput("nothing is left of the text after masking: see drop_special, drop_first, max_norm_multiple.")
+    return tuple(sums.result(name, _written(data)) for name, sums in zip(data.model_names, sums_M))
+
+
+def _check_shapes(coder: SparseCoder, data: Dataloader) -> None:
+    shapes = {
+        "reads": ((*coder.encoder.in_dims, coder.encoder.d_in), (*data.in_dims, data.d_in)),
+        "writes": ((*coder.decoder.out_dims, coder.decoder.d_out), (*data.out_dims, data.d_out)),
+    }
+    for verb, (ours, its) in shapes.items():
+        if ours != its:
+            raise BadInput(f"coder {verb} activations of shape {ours} but the data has {its}.")
+
+
+def _spliceable(model: object) -> SpliceableModel:
+    if not isinstance(model, SpliceableModel):
+        raise BadInput(f"model {getattr(model, 'name', model)!r} has no method `logits`: it can only be harvested.")
+    return model
+
+
+def _read_names(data: Dataloader) -> tuple[str, ...]:
+    names = data.hookpoints if data.reads is None else data.reads
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _written(data: Dataloader) -> tuple[str, ...]:
+    names = _read_names(data) if data.writes is None else data.writes
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+@attrs.frozen(eq=False)
+class _Text:
+    """Some sequences, what training keeps of them and its clean activations.
+
+    Attributes:
+        data: where they are from.
+        tokens_HS: token ids.
+        counted_HC: positions, all but the last, that count.
+        kept_HS: tokens whose activations are spliced.
+        acts_NMPD: their clean activations at all harvested hookpoints, row by row.
+    """
+
+    data: Dataloader
+    tokens_HS: Int[Tensor, "H S"]
+    counted_HC: Bool[Tensor, "H C"]
+    kept_HS: Bool[Tensor, "H S"]
+    acts_NMPD: Float[Tensor, "N M P D"]
+
+    def reconstruct(self, coder: SparseCoder, acts_NMPD: Float[Tensor, "N M Pi Di"]) -> Float[Tensor, "N M Po Do"]:
+        """Raw reconstructions at the written hookpoints, in the loader's order."""
+        x_NXiDi = self.data.batch(acts_NMPD).inputs_BXiDi.to(coder.scale_in_Xi)
+        recon_NXoDo = coder(x_NXiDi)
+        return recon_NXoDo.reshape(len(x_NXiDi), acts_NMPD.shape[1], len(_written(self.data)), coder.decoder.d_out)
+
+    def column(self, hookpoint: str) -> int:
+        return self.data.hookpoints.index(hookpoint)
+
+    def put(self, values_ND: Float[Tensor, "#N D"]) -> Edit:
+        """An edit that replaces the kept tokens' activations, or sets all of them to one vector."""
+
+        def edit(acts_HSD: Float[Tensor, "H S D"]) -> Float[Tensor, "H S D"]:
+            edited_HSD = acts_HSD.clone()
+            edited_HSD[self.kept_HS.to(acts_HSD.device)] = values_ND[:, : acts_HSD.shape[-1]].to(acts_HSD)
+            return edited_HSD
+
+        return edit
+
+
+def _read(data: Dataloader, n_tokens: int) -> Iterator[_Text]:
+    """The first tokens of the text, harvested `sequences_at_once` sequences at a time."""
+    n_sequences = -(-n_tokens // data.sequences.sequence_length)
+    stream = islice(data.sequences.in_order(), n_sequences)
+    while some := list(islice(stream, data.harvester.sequences_at_once)):
+        harvest = data.harvester.harvest(some)
+        documents_HS = torch.stack([sequence.documents_S for sequence in some])
+        kept_HS = torch.zeros(documents_HS.shape, dtype=torch.bool)
+        rows_N = torch.searchsorted(torch.tensor([sequence.index for sequence in some]), harvest.sequences_N)
+        kept_HS[rows_N, harvest.positions_N] = True
+        yield _Text(
+            data=data,
+            tokens_HS=torch.stack([sequence.tokens_S for sequence in some]),
+            counted_HC=documents_HS[:, 1:] != PADDING,
+            kept_HS=kept_HS,
+            acts_NMPD=harvest.acts_NMPD,
+        )
+
+
+def _zeros(data: Dataloader) -> Float[Tensor, "M P D"]:
+    return torch.zeros(len(data.harvester.models), len(data.hookpoints), max(map(max, data.harvester.widths_MP)))
+
+
+def _mean_activations(data: Dataloader, n_tokens: int) -> Float[Tensor, "M P D"]:
+    """Means of raw activations over the kept tokens of the text, at all harvested hookpoints."""
+    sum_MPD, n_kept = _zeros(data).double(), 0
+    for text in _read(data, n_tokens):
+        sum_MPD += text.acts_NMPD.double().sum(0).cpu()
+        n_kept += len(text.acts_NMPD)
+    return sum_MPD / max(1, n_kept)
+
+
+Run = tuple[Literal["spliced", "ablated", "replacement"], tuple[str, ...]]
+"""What is done, and at which hookpoints."""
+
+
+def _runs(
+    coder: SparseCoder,
+    text: _Text,
+    m: int,
+    recon_NMPD: Float[Tensor, "N M Po Do"],
+    ablated_MPD: Float[Tensor, "M P D"],
+) -> Iterator[tuple[Run, Mapping[str, Edit]]]:
+    """Everything that is done to one model."""
+    written = _written(text.data)
+    splices = {name: text.put(recon_NMPD[:, m, p]) for p, name in enumerate(written)}
+    ablations = {name: text.put(ablated_MPD[None, m, text.column(name)]) for name in written}
+    for names in dict.fromkeys([*((name,) for name in written), written]):
+        yield ("spliced", names), {name: splices[name] for name in names}
+        yield ("ablated", names), {name: ablations[name] for name in names}
+    if text.data.writes is not None:
+        yield ("replacement", written), _Replacement(coder, text, m).edits()
+
+
+class _Replacement:
+    """A coder that follows a run: it reconstructs from its inputs as they are there."""
+
+    def __init__(self, coder: SparseCoder, text: _Text, m: int) -> None:
+        self.coder, self.text, self.m = coder, text, m
+        self.acts_NMPD = text.acts_NMPD.clone()  # clean, until the run has passed
+        self.recon_NMPD: Tensor | None = None
+
+    def edits(self) -> dict[str, Edit]:
+        writes = {name: self._write(p) for p, name in enumerate(_written(self.text.data))}
+        reads = {name: self._read(self.text.column(name)) for name in _read_names(self.text.data)}
+        both = {name: _first_then(reads[name], writes[name]) for name in reads if name in writes}
+        return writes | reads | both
+
+    def _read(self, p: int) -> Edit:
+        def edit(acts_HSD: Float[Tensor, "H S D"]) -> Float[Tensor, "H S D"]:
+            acts_ND = acts_HSD[self.text.kept_HS.to(acts_HSD.device)]
+            self.acts_NMPD[:, self.m, p, : acts_ND.shape[-1]] = acts_ND.to(self.acts_NMPD)
+            self.recon_NMPD = None
+            return acts_HSD
+
+        return edit
+
+    def _write(self, p: int) -> Edit:
+        def edit(acts_HSD: Float[Tensor, "H S D"]) -> Float[Tensor, "H S D"]:
+            if self.recon_NMPD is None:
+                self.recon_NMPD = self.text.reconstruct(self.coder, self.acts_NMPD)
+            return self.text.put(self.recon_NMPD[:, self.m, p])(acts_HSD)
+
+        return edit
+
+
+def _first_then(first: Edit, then: Edit) -> Edit:
+    return lambda acts_HSD: then(first(acts_HSD))
+
+
+@attrs.frozen(eq=False, slots=False)
+class _Predictions:
+    """One sequence's predictions at the positions that count: log-probabilities and the tokens that came.
+
+    Attributes:
+        log_p_CV: log-probabilities, at least in float32.
+        next_C: the tokens that came.
+    """
+
+    log_p_CV: Float[Tensor, "C V"]
+    next_C: Int[Tensor, " C"]
+
+    @property
+    def ce(self) -> float:
+        return -float(self._next_log_p_C.sum(dtype=torch.float64))
+
+    @cached_property
+    def top1_C(self) -> Int[Tensor, " C"]:
+        return self.log_p_CV.argmax(-1)
+
+    @cached_property
+    def unsure_C(self) -> Bool[Tensor, " C"]:
+        """Where the most likely token is the right one, with a probability below 0.8."""
+        return (self.top1_C == self.next_C) & (self._next_log_p_C.exp() < UNSURE_BELOW)
+
+    def kl(self, other: "_Predictions") -> float:
+        """KL(self || other), summed over positions."""
+        kl_C = (self.log_p_CV.exp() * (self.log_p_CV - other.log_p_CV)).sum(-1)
+        return float(kl_C.sum(dtype=torch.float64))
+
+    @property
+    def _next_log_p_C(self) -> Float[Tensor, " C"]:
+        return self.log_p_CV.gather(-1, self.next_C[:, None])[:, 0]
+
+
+def _predictions(logits_HSV: Float[Tensor, "H S V"], text: _Text) -> Iterator[_Predictions]:
+    """Sequence by sequence, so that no more than one is held in float32."""
+    counted_HC = text.counted_HC.to(logits_HSV.device)
+    tokens_HS = text.tokens_HS.to(logits_HSV.device)
+    for logits_SV, tokens_S, counted_C in zip(logits_HSV, tokens_HS, counted_HC):
+        logits_CV = logits_SV[:-1][counted_C]
+        logits_CV = logits_CV.float() if logits_CV.element_size() < 4 else logits_CV
+        yield _Predictions(logits_CV.log_softmax(-1), tokens_S[1:][counted_C])
+
+
+@attrs.define
+class _Sums:
+    """Float64 sums over positions of one run's predictions."""
+
+    ce: float = 0.0
+    kl: float = 0.0
+    n_agreeing: int = 0
+    n_agreeing_unsure: int = 0
+
+    def add(self, clean: _Predictions, run: _Predictions) -> None:
+        agree_C = run.top1_C == clean.top1_C
+        self.ce += run.ce
+        self.kl += clean.kl(run)
+        self.n_agreeing += int(agree_C.sum())
+        self.n_agreeing_unsure += int((agree_C & clean.unsure_C).sum())
+
+
+@attrs.define
+class _ModelSums:
+    """One model's sums over the text."""
+
+    n_positions: int = 0
+    n_unsure: int = 0
+    n_spliced: int = 0
+    clean_ce: float = 0.0
+    runs: dict[Run, _Sums] = attrs.field(factory=dict)
+
+    def add(self, model: SpliceableModel, text: _Text, runs: Iterator[tuple[Run, Mapping[str, Edit]]]) -> None:
+        clean_H = list(_predictions(model.logits(text.tokens_HS, {}), text))
+        self.clean_ce += sum(clean.ce for clean in clean_H)
+        self.n_unsure += sum(int(clean.unsure_C.sum()) for clean in clean_H)
+        self.n_positions += int(text.counted_HC.sum())
+        self.n_spliced += int(text.kept_HS.sum())
+        for run, edits in runs:
+            sums = self.runs.setdefault(run, _Sums())
+            for clean, spliced in zip(clean_H, _predictions(model.logits(text.tokens_HS, edits), text)):
+                sums.add(clean, spliced)
+
+    def result(self, model: str, written: Sequence[str]) -> ModelSplices:
+        splices = {run: self._splice(run) for run in self.runs}
+        everywhere = tuple(written)
+        return ModelSplices(
+            model=model,
+            ce_clean=self.clean_ce / self.n_positions,
+            sites={name: splices["spliced", (name,)] for name in written},
+            joint=splices["spliced", everywhere],
+            replacement=splices.get(("replacement", everywhere)),
+            n_positions=self.n_positions,
+            n_unsure=self.n_unsure,
+            n_spliced=self.n_spliced,
+        )
+
+    def _splice(self, run: Run) -> Splice:
+        spliced, ablated = self.runs[run], self.runs["ablated", run[1]]
+        clean_ce, ce, ce_ablated = (total / self.n_positions for total in (self.clean_ce, spliced.ce, ablated.ce))
+        kl, kl_ablated = spliced.kl / self.n_positions, ablated.kl / self.n_positions
+        return Splice(
+            ce=ce,
+            delta_ce=ce - clean_ce,
+            ce_ablated=ce_ablated,
+            ce_recovered=recovered(clean_ce, ce_ablated, ce),
+            kl=kl,
+            kl_ablated=kl_ablated,
+            kl_recovered=recovered(0.0, kl_ablated, kl),
+            agreement=spliced.n_agreeing / self.n_positions,
+            agreement_unsure=spliced.n_agreeing_unsure / self.n_unsure if self.n_unsure else float("nan"),
+        )
