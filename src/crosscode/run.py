@@ -6,16 +6,12 @@
 makes every argument of the factory, and of `RunOptions`, an option of the command line.
 """
 
-import contextlib
 import functools
-import io
-import itertools
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 import attrs
 import torch
@@ -23,6 +19,7 @@ from torch import Tensor
 
 from crosscode.callbacks import Checkpoint, JSONLines, Log, ProgressBar, WeightsAndBiases
 from crosscode.checks import at_least
+from crosscode.command_line import read_options
 from crosscode.data import (
     ActivationCache,
     Dataloader,
@@ -31,7 +28,7 @@ from crosscode.data import (
     TokenSequences,
     load_language_model,
 )
-from crosscode.errors import BadInput, CrosscodeError, close_match
+from crosscode.errors import BadInput, CrosscodeError
 from crosscode.evaluation import evaluate
 from crosscode.metrics import FVU, L0, Dead, DecoderCosine, DecoderNormRatio, Density, Metric
 from crosscode.penalties import AuxK
@@ -43,7 +40,6 @@ RESIDUAL = "blocks.2.hook_resid_post"
 MLP_INPUTS = tuple(f"blocks.{i}.mlp.hook_in" for i in range(4))
 MLP_OUTPUTS = tuple(f"blocks.{i}.hook_mlp_out" for i in range(4))
 SPLITS = {"train": "training split", "held_out": "held-out split"}
-KINDS = {int: "a whole number", float: "a number", str: "a text", Path: "a path"}
 
 
 @attrs.frozen(kw_only=True, slots=False)
@@ -271,7 +267,7 @@ def run_recipe(trainer: Trainer, run: RunOptions, name: str) -> dict[str, Any]:
         "dead": float(dead_L.double().mean()),
     }
     (directory / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    draw_run(directory, results, held_out.model_names)
+    draw_run(directory, results, held_out.model_names, dead_L, getattr(coder.decoder, "n_shared", 0))
     if not run.quiet:
         print_summary(summary, results, dead_L, trainer, held_out, directory)
     if checkpoints.failed:
@@ -285,7 +281,7 @@ def main(factory: Callable[..., Trainer], arguments: Sequence[str] | None = None
     Bad input ends the program with one line and exit code 2.
     """
     try:
-        run, scheme = _read(factory, sys.argv[1:] if arguments is None else arguments)
+        run, scheme = read_options(factory, sys.argv[1:] if arguments is None else arguments)
         torch.manual_seed(run.seed)
         return run_recipe(factory(run, **scheme), run, factory.__name__)
     except BadInput as error:
@@ -294,107 +290,3 @@ def main(factory: Callable[..., Trainer], arguments: Sequence[str] | None = None
     except CrosscodeError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
-
-
-def _read(factory: Callable[..., Trainer], arguments: Sequence[str]) -> tuple[RunOptions, dict[str, Any]]:
-    """`RunOptions` and the scheme's options; what cannot be read is told in one line instead of tyro's box."""
-    import tyro
-
-    @functools.wraps(factory)
-    def parse(run: RunOptions, **scheme: Any) -> tuple[RunOptions, dict[str, Any]]:
-        return run, scheme
-
-    kinds = _kinds(factory)
-    box = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(box):
-            parsed, unknown = tyro.cli(
-                parse,
-                args=arguments,
-                config=(tyro.conf.OmitArgPrefixes,),
-                prog=f"{factory.__name__}.py",
-                return_unknown_args=True,
-            )
-    except SystemExit as stopped:
-        if not stopped.code:  # --help
-            raise
-        raise BadInput(_reason(stopped) or _complaint(arguments, kinds) or _flat(box.getvalue())) from None
-    if unknown:
-        raise BadInput(
-            _complaint(arguments, kinds) or f"unknown option {unknown[0]!r}.{close_match(unknown[0], kinds)}"
-        )
-    return parsed
-
-
-def _kinds(factory: Callable[..., Trainer]) -> dict[str, Any]:
-    """The type of each option."""
-    kinds = get_type_hints(factory)
-    kinds.pop("return", None)
-    kinds |= {field.name: field.type for field in attrs.fields(kinds.pop("run"))}
-    return {f"--{name.replace('_', '-')}": kind for name, kind in kinds.items()}
-
-
-def _reason(stopped: BaseException) -> str | None:
-    """What `RunOptions` itself had against its values."""
-    cause: BaseException | None = stopped
-    while cause is not None and not isinstance(cause, BadInput):
-        cause = cause.__context__
-    return None if cause is None else str(cause)
-
-
-def _complaint(arguments: Sequence[str], kinds: Mapping[str, Any]) -> str | None:
-    """What is wrong with the first option whose values do not fit its type."""
-    for option, values in _grouped(arguments):
-        switch = option.replace("--no-", "--", 1)
-        if kinds.get(switch) is bool:
-            if values:
-                off = switch.replace("--", "--no-", 1)
-                return f"{option} takes no value, but was given {values[0]!r}: write {switch} or {off}."
-            continue
-        kind = kinds.get(option)
-        if get_origin(kind) in (Union, UnionType):
-            if values == ["None"] and NoneType in get_args(kind):
-                continue
-            kind = next(each for each in get_args(kind) if each is not NoneType)
-        choices = get_args(kind) if get_origin(kind) is Literal else ()
-        allowed = f"one of {', '.join(map(repr, choices))}" if choices else KINDS.get(kind)
-        if allowed is None:  # several values, or a type that tyro knows better
-            continue
-        if not values:
-            return f"{option} needs a value: {allowed}."
-        if len(values) > 1:
-            return f"{option} takes one value, {allowed}, but was given {' '.join(map(repr, values))}."
-        if not _fits(values[0], kind, choices):
-            close = close_match(values[0], choices) if choices else ""
-            return f"{option}={values[0]!r} must be {allowed}.{close if close.startswith(' Did') else ''}"
-    return None
-
-
-def _grouped(arguments: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """Each option with the values that follow it; `--n_latents=3` is `--n-latents 3`."""
-    option, values = "", []
-    for argument in arguments:
-        if argument.startswith("--"):
-            yield option, values
-            option, equals, value = argument.partition("=")
-            option, values = option.replace("_", "-"), [value] if equals else []
-        else:
-            values.append(argument)
-    yield option, values
-
-
-def _fits(value: str, kind: Any, choices: Sequence[str]) -> bool:
-    if choices:
-        return value in choices
-    try:
-        kind(value)
-    except ValueError:
-        return False
-    return True
-
-
-def _flat(box: str) -> str:
-    """What tyro says in its box, on one line, without its title and help texts."""
-    lines = [line.strip(" │|╭╮╰╯+") for line in box.splitlines()]
-    _, *said = [line for line in lines if not set(line) <= set("─-")] or [""]
-    return " ".join(itertools.takewhile(lambda line: "helptext" not in line, said))

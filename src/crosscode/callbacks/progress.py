@@ -32,6 +32,8 @@ class ProgressBar:
             shown = {"loss": float(report.loss), "L0": numbers["l0/mean"], "FVU": numbers["fvu/pooled"]}
             self._bar.set_postfix({name: f"{value:.4g}" for name, value in shown.items()}, refresh=False)
         self._bar.update(1)
+        if report.step == trainer.num_steps and trainer.model.activation.needs_calibration:
+            self._bar.set_description("setting thresholds")
 
     def on_end(self, trainer: Trainer) -> None:
         self._bar.close()

@@ -5,16 +5,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxtyping import Bool
 from torch import Tensor
 
 
-def draw_run(directory: Path, results: Mapping[str, float | Tensor], model_names: tuple[str, ...]) -> Path:
+def draw_run(
+    directory: Path,
+    results: Mapping[str, float | Tensor],
+    model_names: tuple[str, ...],
+    dead_L: Bool[Tensor, " L"],
+    n_shared: int = 0,
+) -> Path:
     """Draw `run.png` from a run's `metrics.jsonl` and its held-out measures.
 
     Args:
         directory: the run's directory.
         results: what `evaluate` gave.
         model_names: the models, in order.
+        dead_L: latents that the histogram of decoder norms leaves out.
+        n_shared: how many latents, the first ones, are shared by construction; they are left out as well.
 
     Returns:
         The picture's path.
@@ -32,9 +41,12 @@ def draw_run(directory: Path, results: Mapping[str, float | Tensor], model_names
         other, model = model_names
         rho = results["relative_norm"]
         assert isinstance(rho, Tensor)
-        axes[2].hist(rho.cpu().numpy(), bins=50, range=(0, 1), color="#4c72b0")
+        living = rho[n_shared:][~dead_L[n_shared:]].cpu().numpy()
+        axes[2].hist(living, bins=50, range=(0, 1), color="#4c72b0")
         axes[2].set(
-            xlabel=f"relative decoder norm\n(0: only {other}, 1: only {model})", ylabel="latents", yscale="log"
+            xlabel=f"relative decoder norm\n(0: only {other}, 1: only {model})",
+            ylabel=f"living{' exclusive' if n_shared else ''} latents",
+            yscale="log",
         )
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
