@@ -18,8 +18,7 @@ def both_forms(seed: int, rate: float) -> tuple[Latents, Latents, Tensor]:
     leaf_BL = torch.rand(B, L, generator=generator, dtype=torch.float64) + 0.1
     mask_BL = torch.rand(B, L, generator=generator) < rate
     leaf_BL.requires_grad_()
-    indices_N, offsets_B1 = entries_where(mask_BL)
-    sparse = Latents.from_entries(leaf_BL[mask_BL], indices_N, offsets_B1, L)
+    sparse = Latents.from_entries(leaf_BL[mask_BL], entries_where(mask_BL))
     return Latents.from_dense(leaf_BL * mask_BL), sparse, leaf_BL
 
 

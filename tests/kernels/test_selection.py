@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from crosscode.kernels.selection import entries_where, max_of_groups, offsets_of, top_k_of_batch, top_k_of_rows
+from crosscode.kernels.pattern import Pattern
+from crosscode.kernels.selection import entries_where, max_of_groups, top_k_of_batch, top_k_of_rows
 
 rows = st.integers(1, 5).flatmap(
     lambda width: st.lists(
@@ -17,13 +18,13 @@ rows = st.integers(1, 5).flatmap(
 few = settings(max_examples=60, deadline=None, derandomize=True)
 
 
-def kept_values(scores_BL: Tensor, indices_N: Tensor, offsets_B1: Tensor) -> list[list[float]]:
+def kept_values(scores_BL: Tensor, pattern: Pattern) -> list[list[float]]:
     """The scores kept in each row, after checking that columns ascend and no entry comes twice."""
     found = []
-    assert offsets_B1[0] == 0
-    assert offsets_B1[-1] == len(indices_N)
-    for row, (start, stop) in enumerate(itertools.pairwise(offsets_B1)):
-        columns = indices_N[start:stop].tolist()
+    assert pattern.offsets_B1[0] == 0
+    assert pattern.offsets_B1[-1] == len(pattern)
+    for row, (start, stop) in enumerate(itertools.pairwise(pattern.offsets_B1)):
+        columns = pattern.indices_N[start:stop].tolist()
         assert columns == sorted(set(columns))
         found.append(sorted(scores_BL[row, columns].tolist(), reverse=True))
     return found
@@ -35,7 +36,7 @@ def test_rows_keep_their_k_best_positive_scores(scores: list[list[float]], k: in
     """Ties may fall either way; the kept scores are the same."""
     scores_BL = torch.tensor(scores)
     wanted = [sorted((s for s in row if s > 0), reverse=True)[:k] for row in scores]
-    assert kept_values(scores_BL, *top_k_of_rows(scores_BL, k)) == wanted
+    assert kept_values(scores_BL, top_k_of_rows(scores_BL, k)) == wanted
 
 
 @few
@@ -44,8 +45,8 @@ def test_batches_keep_their_k_best_positive_scores(scores: list[list[float]], k:
     """Over all rows together, with the smallest of them; None when nothing is positive."""
     scores_BL = torch.tensor(scores)
     wanted = sorted((s for row in scores for s in row if s > 0), reverse=True)[:k]
-    *entries, smallest = top_k_of_batch(scores_BL, k)
-    kept = [s for row in kept_values(scores_BL, *entries) for s in row]
+    pattern, smallest = top_k_of_batch(scores_BL, k)
+    kept = [s for row in kept_values(scores_BL, pattern) for s in row]
     assert sorted(kept, reverse=True) == wanted
     assert (None if smallest is None else smallest.item()) == (wanted[-1] if wanted else None)
 
@@ -61,7 +62,7 @@ def test_groups_keep_their_positive_maximum(scores: list[list[float]], k: int) -
     for row in scores:
         maxima = [max(row[i * width // k : (i + 1) * width // k]) for i in range(k)]
         wanted.append(sorted((m for m in maxima if m > 0), reverse=True))
-    assert kept_values(scores_BL, *max_of_groups(scores_BL, k)) == wanted
+    assert kept_values(scores_BL, max_of_groups(scores_BL, k)) == wanted
 
 
 @few
@@ -70,9 +71,46 @@ def test_a_masks_entries_are_all_found(scores: list[list[float]]) -> None:
     """Row by row, columns ascending."""
     scores_BL = torch.tensor(scores)
     wanted = [sorted((s for s in row if s > 0), reverse=True) for row in scores]
-    assert kept_values(scores_BL, *entries_where(scores_BL > 0)) == wanted
+    assert kept_values(scores_BL, entries_where(scores_BL > 0)) == wanted
 
 
 def test_offsets_are_running_sums() -> None:
     """Rows without entries are empty ranges."""
-    assert offsets_of(torch.tensor([2, 0, 3])).tolist() == [0, 2, 2, 5]
+    assert Pattern.from_counts(torch.arange(5), torch.tensor([2, 0, 3]), 5).offsets_B1.tolist() == [0, 2, 2, 5]
+
+
+@few
+@given(st.integers(0, 10_000), st.sampled_from([1, 3, 5]), st.sampled_from([0, 3, 9]))
+def test_wide_rows_are_searched_by_their_groups(seed: int, k: int, n_values: int) -> None:
+    """Several levels of groups, with and without ties, keep the same scores as sorting does."""
+    generator = torch.Generator().manual_seed(seed)
+    scores_BL = torch.randn(4, 1024, generator=generator)
+    if n_values:
+        scores_BL = torch.randint(-2, n_values, (4, 1024), generator=generator).float()
+    wanted_Bk = scores_BL.sort(-1, descending=True).values[:, :k]
+    assert kept_values(scores_BL, top_k_of_rows(scores_BL, k)) == [
+        [s for s in row if s > 0] for row in wanted_Bk.tolist()
+    ]
+
+
+@few
+@given(
+    st.integers(0, 10_000),
+    st.sampled_from([1, 40, 3000, 9000]),
+    st.sampled_from(["normal", "ties", "clustered", "few"]),
+)
+def test_large_batches_are_searched_above_a_sampled_threshold(seed: int, k: int, kind: str) -> None:
+    """Whatever the sample says of the rest: scores alike, one row that has them all, or too few positive ones."""
+    generator = torch.Generator().manual_seed(seed)
+    scores_BL = torch.randn(8, 1024, generator=generator)
+    if kind == "ties":
+        scores_BL = scores_BL.round()
+    elif kind == "clustered":
+        scores_BL[1:] -= 10
+    elif kind == "few":
+        scores_BL -= 3
+    wanted = [s for s in scores_BL.flatten().sort(descending=True).values[:k].tolist() if s > 0]
+    pattern, smallest = top_k_of_batch(scores_BL, k)
+    kept = sorted((s for row in kept_values(scores_BL, pattern) for s in row), reverse=True)
+    assert kept == wanted
+    assert (None if smallest is None else smallest.item()) == (wanted[-1] if wanted else None)

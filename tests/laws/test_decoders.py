@@ -4,6 +4,7 @@ import pytest
 import torch
 from strategies import SHAPES, random_batch, random_coder
 
+from crosscode.kernels.selection import entries_where
 from crosscode.latents import Latents
 
 
@@ -56,9 +57,7 @@ def test_decoding_is_multiplying_by_the_dense_decoder(shape: str) -> None:
     for codes in (latents, Latents.from_dense(latents.dense())):
         wanted = torch.tensordot(latents.dense(), coder.decoder.dense(), dims=1)
         torch.testing.assert_close(coder.decoder.linear(codes), wanted)
-    none = Latents.from_entries(
-        latents.values[:0], torch.zeros(0, dtype=torch.int64), torch.zeros(4, dtype=torch.int64), coder.n_latents
-    )
+    none = Latents.from_entries(latents.values[:0], entries_where(torch.zeros(3, coder.n_latents, dtype=torch.bool)))
     written = coder.decoder.linear(none)
     written.sum().backward()
     assert written.shape[0] == 3

@@ -9,7 +9,7 @@ from strategies import ACTIVATIONS, PRODUCT, SHAPES, L, in_eval_mode, random_bat
 from torch import Tensor, nn
 
 from crosscode.activations import Activation
-from crosscode.activations.base import Entries
+from crosscode.kernels.pattern import Pattern
 from crosscode.kernels.selection import entries_where
 from crosscode.latents import Latents
 from crosscode.models import DenseDecoder, DenseEncoder, SparseCoder
@@ -37,7 +37,7 @@ class FirstFew(Activation):
     n_first: int
     codes = "sparse"
 
-    def select(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Entries:
+    def select(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Pattern:
         return entries_where((pre_BL > 0) & (torch.arange(pre_BL.shape[-1]) < self.n_first))
 
 

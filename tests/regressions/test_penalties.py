@@ -6,6 +6,7 @@ from strategies import f64, grads, put, random_batch, random_coder
 
 from crosscode.activations import JumpReLU, ReLU, TopK
 from crosscode.batch import Batch
+from crosscode.kernels.selection import entries_where
 from crosscode.latents import Latents
 from crosscode.losses import MatryoshkaSquaredError, SummedSquaredError
 from crosscode.models import DenseDecoder, DenseEncoder, SharedDecoder, SparseCoder, Trace, sae
@@ -41,9 +42,7 @@ def one_dead_latent(b_dec: float, z_dead: float, target: float) -> tuple[SparseC
     )
     x_BD = f64([[0], [1]])
     targets = f64([[b_dec], [b_dec + target]])
-    nothing = Latents.from_entries(
-        x_BD.new_empty(0), torch.zeros(0, dtype=torch.int64), torch.zeros(3, dtype=torch.int64), 2
-    )
+    nothing = Latents.from_entries(x_BD.new_empty(0), entries_where(torch.zeros(2, 2, dtype=torch.bool)))
     return coder, Trace(coder, x_BD, targets, nothing, torch.tensor([0, 10]))
 
 

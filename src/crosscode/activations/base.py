@@ -2,15 +2,14 @@
 
 from typing import Literal, Protocol
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from crosscode.kernels.sparse import row_of_entry
+from crosscode.kernels.pattern import Pattern
 from crosscode.latents import Latents
 
 ScoreNorm = Literal["l1_of_l2", "l2"]
 Codes = Literal["dense", "sparse", "either"]
-Entries = tuple[Int[Tensor, " N"], Int[Tensor, " B1"]]
 
 
 class Activation(nn.Module):
@@ -39,25 +38,20 @@ class Activation(nn.Module):
 
     def forward(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Latents:
         """The latents of a batch of pre-activations (which include the bias)."""
-        indices_N, offsets_B1 = self.select(pre_BL, score_norms_L)
-        return self.latents_of(pre_BL[row_of_entry(offsets_B1), indices_N], indices_N, offsets_B1, pre_BL.shape[-1])
+        pattern = self.select(pre_BL, score_norms_L)
+        return self.latents_of(pattern.of(pre_BL), pattern)
 
-    def select(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Entries:
-        """Which entries a selection keeps, or where a value or gradient may differ from 0: columns and row offsets."""
+    def select(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Pattern:
+        """Which entries a selection keeps, or where a value or gradient may differ from 0."""
         raise NotImplementedError(f"{type(self).__name__} has dense codes only")
 
-    def of_entries(
-        self, pre_N: Float[Tensor, " N"], indices_N: Int[Tensor, " N"], n_latents: int
-    ) -> Float[Tensor, " N"]:
-        """The latents of selected pre-activations, given which of how many latents each belongs to."""
+    def of_entries(self, pre_N: Float[Tensor, " N"], pattern: Pattern) -> Float[Tensor, " N"]:
+        """The latents of selected pre-activations, given which latent each belongs to."""
         return pre_N
 
-    def latents_of(
-        self, pre_N: Float[Tensor, " N"], indices_N: Int[Tensor, " N"], offsets_B1: Int[Tensor, " B1"], n_latents: int
-    ) -> Latents:
+    def latents_of(self, pre_N: Float[Tensor, " N"], pattern: Pattern) -> Latents:
         """Sparse latents of selected pre-activations."""
-        values_N = self.of_entries(pre_N, indices_N, n_latents)
-        return Latents.from_entries(values_N, indices_N, offsets_B1, n_latents, pre_N)
+        return Latents.from_entries(self.of_entries(pre_N, pattern), pattern, pre_N)
 
     def check(self, n_latents: int) -> None:
         """Refuse a number of latents that this activation cannot serve."""

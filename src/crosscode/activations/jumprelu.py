@@ -4,12 +4,13 @@ from typing import Any, Literal
 
 import attrs
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from crosscode.activations.base import Activation, Entries
+from crosscode.activations.base import Activation
 from crosscode.checks import positive
 from crosscode.errors import BadInput
+from crosscode.kernels.pattern import Pattern
 from crosscode.kernels.selection import entries_where
 from crosscode.kernels.sparse import gather
 from crosscode.latents import Latents
@@ -107,24 +108,20 @@ class JumpReLU(Activation):
     def forward(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Latents:
         return Latents.from_dense(self._jump(pre_BL, self.threshold_L), pre_BL)
 
-    def select(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Entries:
+    def select(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Pattern:
         return entries_where(pre_BL > self.threshold_L.detach() - self.bandwidth / 2)
 
-    def of_entries(
-        self, pre_N: Float[Tensor, " N"], indices_N: Int[Tensor, " N"], n_latents: int
-    ) -> Float[Tensor, " N"]:
-        return self._jump(pre_N, gather(self.threshold_L, indices_N))
+    def of_entries(self, pre_N: Float[Tensor, " N"], pattern: Pattern) -> Float[Tensor, " N"]:
+        return self._jump(pre_N, gather(self.threshold_L, pattern))
 
     def _jump(self, pre: Float[Tensor, "*entries"], threshold: Float[Tensor, "*#entries"]) -> Float[Tensor, "*entries"]:
         z = pre.to(torch.promote_types(pre.dtype, threshold.dtype))
         f: Tensor = _JumpReLU.apply(z, threshold, self.bandwidth, self.ste_to_input)  # type: ignore[assignment]
         return f.to(pre.dtype)
 
-    def step(
-        self, pre: Float[Tensor, "*entries"], indices_N: Int[Tensor, " N"] | None = None
-    ) -> Float[Tensor, "*entries"]:
+    def step(self, pre: Float[Tensor, "*entries"], pattern: Pattern | None = None) -> Float[Tensor, "*entries"]:
         """`1[z > theta]` of a matrix, or of entries: its sum is a differentiable L0 (see the function `step`)."""
-        threshold = self.threshold_L if indices_N is None else gather(self.threshold_L, indices_N)
+        threshold = self.threshold_L if pattern is None else gather(self.threshold_L, pattern)
         return step(pre, threshold, self.bandwidth, self.ste_to_input)
 
     def rescaled(self, a_L: Float[Tensor, " L"]) -> "JumpReLU":

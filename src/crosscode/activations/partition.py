@@ -5,14 +5,13 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from crosscode.activations.base import Activation, Codes, Entries, ScoreNorm
+from crosscode.activations.base import Activation, Codes, ScoreNorm
 from crosscode.checks import at_least, at_most, positive
 from crosscode.errors import BadInput
-from crosscode.kernels.selection import from_flat
-from crosscode.kernels.sparse import row_of_entry
+from crosscode.kernels.pattern import Pattern
 from crosscode.latents import Latents
 from crosscode.module import module
 
@@ -69,24 +68,21 @@ class _Partition(Activation):
         ]
         return Latents.from_dense(torch.cat([latents.dense() for latents in codes], dim=-1), pre_BL)
 
-    def select(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Entries:
+    def select(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Pattern:
         n_columns = pre_BL.shape[-1]
         flat = []
         for part, at in zip(self.parts(), ranges(self.sizes(n_columns))):
-            indices_N, offsets_B1 = part.select(pre_BL[:, at], _of(score_norms_L, at))
-            flat.append(row_of_entry(offsets_B1) * n_columns + indices_N + at.start)
-        return from_flat(torch.cat(flat).sort().values, len(pre_BL), n_columns)
+            own = part.select(pre_BL[:, at], _of(score_norms_L, at))
+            flat.append(own.rows_N * n_columns + own.indices_N + at.start)
+        return Pattern.from_flat(torch.cat(flat).sort().values, len(pre_BL), n_columns)
 
-    def of_entries(
-        self, pre_N: Float[Tensor, " N"], indices_N: Int[Tensor, " N"], n_latents: int
-    ) -> Float[Tensor, " N"]:
+    def of_entries(self, pre_N: Float[Tensor, " N"], pattern: Pattern) -> Float[Tensor, " N"]:
         if self.codes == "sparse":
             return pre_N
         values_N = torch.zeros_like(pre_N)
-        for part, at in zip(self.parts(), ranges(self.sizes(n_latents))):
-            own_n = ((indices_N >= at.start) & (indices_N < at.stop)).nonzero()[:, 0]
-            values_n = part.of_entries(pre_N[own_n], indices_N[own_n] - at.start, at.stop - at.start)
-            values_N = values_N.index_put((own_n,), values_n)
+        for part, at in zip(self.parts(), ranges(self.sizes(pattern.n_columns))):
+            own_n, own = pattern.columns(at)
+            values_N = values_N.index_put((own_n,), part.of_entries(pre_N[own_n], own))
         return values_N
 
     def at_step(self, step: int, num_steps: int) -> None:
@@ -212,7 +208,7 @@ class Priced(Activation):
         at_most("Priced.n_shared", self.n_shared, n_latents, "n_latents")
         self.activation.check(n_latents)
 
-    def select(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Entries:
+    def select(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Pattern:
         weights_L = pre_BL.new_ones(pre_BL.shape[-1]) if score_norms_L is None else score_norms_L.detach().clone()
         weights_L[: self.n_shared] /= self.price
         return self.activation.select(pre_BL, weights_L)

@@ -1,9 +1,10 @@
 """ReLU."""
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from crosscode.activations.base import Activation, Entries
+from crosscode.activations.base import Activation
+from crosscode.kernels.pattern import Pattern
 from crosscode.kernels.selection import entries_where
 from crosscode.latents import Latents
 from crosscode.module import module
@@ -19,10 +20,8 @@ class ReLU(Activation):
     def forward(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Latents:
         return Latents.from_dense(pre_BL.relu(), pre_BL)
 
-    def select(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Entries:
+    def select(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Pattern:
         return entries_where(pre_BL > 0)
 
-    def of_entries(
-        self, pre_N: Float[Tensor, " N"], indices_N: Int[Tensor, " N"], n_latents: int
-    ) -> Float[Tensor, " N"]:
+    def of_entries(self, pre_N: Float[Tensor, " N"], pattern: Pattern) -> Float[Tensor, " N"]:
         return pre_N.relu()

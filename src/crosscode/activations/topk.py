@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from crosscode.activations.base import Activation, Entries, ScoreNorm, scores
+from crosscode.activations.base import Activation, ScoreNorm, scores
 from crosscode.checks import at_least, at_most
 from crosscode.errors import CrosscodeError
+from crosscode.kernels.pattern import Pattern
 from crosscode.kernels.selection import entries_where, max_of_groups, top_k_of_batch, top_k_of_rows
 from crosscode.module import module
 
@@ -71,7 +72,7 @@ class TopK(_Ranking):
     def at_step(self, step: int, num_steps: int) -> None:
         self.k_now = annealed_k(self.k, self.k_start, self.anneal_steps, step)
 
-    def select(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Entries:
+    def select(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Pattern:
         return top_k_of_rows(scores(pre_BL, score_norms_L), self.k_now)
 
     def rescaled(self, a_L: Float[Tensor, " L"]) -> "TopK":
@@ -118,15 +119,15 @@ class BatchTopK(_Ranking):
         averaging = step >= min(self.ema_start, num_steps // 10)
         self.decay_now = min(self.ema_decay, max(0.0, 1 - 10 / max(1, num_steps))) if averaging else 0.0
 
-    def select(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Entries:
+    def select(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Pattern:
         scores_BL = scores(pre_BL, score_norms_L)
         if self._candidates is not None:
             self._remember(scores_BL)
         if self.training:
-            indices_N, offsets_B1, smallest = top_k_of_batch(scores_BL, self.k_now * len(scores_BL))
+            pattern, smallest = top_k_of_batch(scores_BL, self.k_now * len(scores_BL))
             if smallest is not None:
                 self._follow(smallest)
-            return indices_N, offsets_B1
+            return pattern
         if self._candidates is None and self.threshold < 0:
             raise CrosscodeError(
                 "BatchTopK has no inference threshold yet: train it, or call crosscode.training.calibrate(coder, data)."
@@ -191,7 +192,7 @@ class GroupMax(_Ranking):
     def __attrs_post_init__(self) -> None:
         at_least("GroupMax.k", self.k, 1)
 
-    def select(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Entries:
+    def select(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Pattern:
         return max_of_groups(scores(pre_BL, score_norms_L), self.k)
 
     def rescaled(self, a_L: Float[Tensor, " L"]) -> "GroupMax":

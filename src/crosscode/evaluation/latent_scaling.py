@@ -16,7 +16,7 @@ from crosscode.batch import Batch
 from crosscode.checks import at_least
 from crosscode.errors import BadInput
 from crosscode.initialization.data import first_tokens
-from crosscode.kernels.sparse import sample_products
+from crosscode.kernels.sparse import sample_products, sum_columns
 from crosscode.latents import Latents
 from crosscode.metrics import relative_norm
 from crosscode.models import SparseCoder, Trace
@@ -235,21 +235,15 @@ def _weighted_dots_L(
 ) -> Float[Tensor, " L"]:
     """`sum_b f_bl <w_l, t_b>`: a product at each entry of sparse codes, one matrix product for dense ones."""
     values = _precise(latents.values)
-    if latents.indices_N is None or latents.offsets_B1 is None:
+    if latents.pattern is None:
         return (values * (target_BO @ W_LO.T)).sum(0, dtype=torch.float64).cpu()
-    dots_N = sample_products(target_BO, W_LO, latents.indices_N, latents.offsets_B1)
-    return _by_latent_L(latents, values.double() * dots_N)
+    dots_N = sample_products(target_BO, W_LO, latents.pattern)
+    return sum_columns(values.double() * dots_N, latents.pattern).cpu()
 
 
 def _squares_L(latents: Latents) -> Float[Tensor, " L"]:
     """`sum_b f_bl^2`."""
     values = latents.values.double()
-    if latents.indices_N is None:
+    if latents.pattern is None:
         return values.square().sum(0).cpu()
-    return _by_latent_L(latents, values.square())
-
-
-def _by_latent_L(latents: Latents, entries_N: Float[Tensor, " N"]) -> Float[Tensor, " L"]:
-    """Sums of what stands at the entries; without any entry `bincount` would count in integers."""
-    assert latents.indices_N is not None
-    return torch.bincount(latents.indices_N, weights=entries_N, minlength=latents.n_latents).double().cpu()
+    return sum_columns(values.square(), latents.pattern).cpu()

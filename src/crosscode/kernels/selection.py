@@ -6,27 +6,20 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from crosscode.kernels.pattern import Pattern
+
 SAMPLE_STRIDE = 61  # every 61st score tells where the threshold of a whole batch lies
 
 
-def offsets_of(counts_B: Int[Tensor, " B"]) -> Int[Tensor, " B1"]:
-    """CSR row offsets from the number of entries in each row."""
-    return torch.nn.functional.pad(counts_B.cumsum(0), (1, 0))
-
-
-def from_flat(where_N: Int[Tensor, " N"], n_rows: int, n_columns: int) -> tuple[Int[Tensor, " N"], Int[Tensor, " B1"]]:
-    """Column indices and row offsets of ascending positions in the flattened matrix."""
-    rows_N = torch.div(where_N, n_columns, rounding_mode="floor")
-    return where_N - rows_N * n_columns, offsets_of(torch.bincount(rows_N, minlength=n_rows))
-
-
-def keep_positive(
-    scores_BK: Float[Tensor, "B K"], indices_BK: Int[Tensor, "B K"]
-) -> tuple[Int[Tensor, " N"], Int[Tensor, " B1"]]:
-    """Column indices (ascending in each row) and row offsets of the candidates with a positive score."""
+def keep_positive(scores_BK: Float[Tensor, "B K"], indices_BK: Int[Tensor, "B K"], n_columns: int) -> Pattern:
+    """The candidates with a positive score."""
     indices_BK, order_BK = indices_BK.sort(dim=-1)
-    keep_BK = scores_BK.gather(-1, order_BK) > 0
-    return indices_BK[keep_BK], offsets_of(keep_BK.sum(-1))
+    positive_BK = scores_BK > 0
+    if positive_BK.all():
+        counts_B = torch.full_like(indices_BK[:, 0], indices_BK.shape[1])
+        return Pattern.from_counts(indices_BK.flatten(), counts_B, n_columns)
+    kept_BK = positive_BK.gather(-1, order_BK)
+    return Pattern.from_counts(indices_BK[kept_BK], kept_BK.sum(-1), n_columns)
 
 
 def top_k(scores_BL: Float[Tensor, "B L"], k: int) -> tuple[Float[Tensor, "B k"], Int[Tensor, "B k"]]:
@@ -45,14 +38,13 @@ def top_k(scores_BL: Float[Tensor, "B L"], k: int) -> tuple[Float[Tensor, "B k"]
     return best.values, members_BK.gather(-1, best.indices)
 
 
-def top_k_of_rows(scores_BL: Float[Tensor, "B L"], k: int) -> tuple[Int[Tensor, " N"], Int[Tensor, " B1"]]:
+def top_k_of_rows(scores_BL: Float[Tensor, "B L"], k: int) -> Pattern:
     """The `k` largest positive scores of every row."""
-    return keep_positive(*top_k(scores_BL, min(k, scores_BL.shape[-1])))
+    n_columns = scores_BL.shape[-1]
+    return keep_positive(*top_k(scores_BL, min(k, n_columns)), n_columns)
 
 
-def top_k_of_batch(
-    scores_BL: Float[Tensor, "B L"], k: int
-) -> tuple[Int[Tensor, " N"], Int[Tensor, " B1"], Float[Tensor, ""] | None]:
+def top_k_of_batch(scores_BL: Float[Tensor, "B L"], k: int) -> tuple[Pattern, Float[Tensor, ""] | None]:
     """The `k` largest positive scores of the whole batch, and the smallest of them (None if none is positive)."""
     flat = scores_BL.reshape(-1)
     where_N = _above_a_threshold(flat, k)
@@ -60,7 +52,7 @@ def top_k_of_batch(
     if len(where_N) > k:
         kept_N, best_N = kept_N.topk(k, sorted=False)
         where_N = where_N[best_N].sort().values
-    return *from_flat(where_N, *scores_BL.shape), kept_N.min() if len(kept_N) else None
+    return Pattern.from_flat(where_N, *scores_BL.shape), kept_N.min() if len(kept_N) else None
 
 
 def _above_a_threshold(flat: Float[Tensor, " N"], k: int) -> Int[Tensor, " n"]:
@@ -79,7 +71,7 @@ def _above_a_threshold(flat: Float[Tensor, " N"], k: int) -> Int[Tensor, " n"]:
     return (flat > 0).nonzero()[:, 0]
 
 
-def max_of_groups(scores_BL: Float[Tensor, "B L"], n_groups: int) -> tuple[Int[Tensor, " N"], Int[Tensor, " B1"]]:
+def max_of_groups(scores_BL: Float[Tensor, "B L"], n_groups: int) -> Pattern:
     """The largest positive score of each contiguous group; group i is `[floor(iL/k), floor((i+1)L/k))`."""
     n_columns = scores_BL.shape[-1]
     bounds = torch.arange(n_groups + 1, device=scores_BL.device) * n_columns // n_groups
@@ -91,9 +83,9 @@ def max_of_groups(scores_BL: Float[Tensor, "B L"], n_groups: int) -> tuple[Int[T
         outside_GW = members_GW >= bounds[1:, None]
         grouped_BGW = scores_BL[:, members_GW.clamp_max(n_columns - 1)].masked_fill(outside_GW, -torch.inf)
         scores_BG, within_BG = grouped_BGW.max(-1)
-    return keep_positive(scores_BG, within_BG + bounds[:-1])
+    return keep_positive(scores_BG, within_BG + bounds[:-1], n_columns)
 
 
-def entries_where(mask_BL: Bool[Tensor, "B L"]) -> tuple[Int[Tensor, " N"], Int[Tensor, " B1"]]:
-    """Column indices and row offsets of a mask's true entries."""
-    return from_flat(mask_BL.reshape(-1).nonzero()[:, 0], *mask_BL.shape)
+def entries_where(mask_BL: Bool[Tensor, "B L"]) -> Pattern:
+    """Where a mask is true."""
+    return Pattern.from_flat(mask_BL.reshape(-1).nonzero()[:, 0], *mask_BL.shape)

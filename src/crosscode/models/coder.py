@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from crosscode.activations import Activation
 from crosscode.batch import Batch
 from crosscode.errors import BadInput
-from crosscode.kernels.sparse import row_of_entry
 from crosscode.latents import Latents
 from crosscode.models.decoders import Decoder
 from crosscode.models.encoders import Encoder
@@ -114,10 +113,9 @@ class SparseCoder(nn.Module):
             return self.activation(self.encoder(x_BXiDi), self.score_norms_L())
         with torch.no_grad():
             z_BL = self.encoder(x_BXiDi)
-            indices_N, offsets_B1 = self.activation.select(z_BL, self.score_norms_L())
-            pre_N = z_BL[row_of_entry(offsets_B1), indices_N].to(x_BXiDi.dtype)
-        pre_N = self.encoder.attach(pre_N, x_BXiDi, indices_N, offsets_B1)
-        return self.activation.latents_of(pre_N, indices_N, offsets_B1, self.n_latents)
+            pattern = self.activation.select(z_BL, self.score_norms_L())
+            pre_N = pattern.of(z_BL).to(x_BXiDi.dtype)
+        return self.activation.latents_of(self.encoder.attach(pre_N, x_BXiDi, pattern), pattern)
 
     def reconstruct(self, latents: Latents, x_BXiDi: Float[Tensor, "B *Xi Di"]) -> Float[Tensor, "B *Xo Do"]:
         """Reconstructions in *scaled* space from latents and, with a skip, the scaled inputs."""

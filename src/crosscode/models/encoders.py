@@ -9,7 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from crosscode.checks import at_least
-from crosscode.kernels.sparse import attach_linear, row_of_entry
+from crosscode.kernels.pattern import Pattern
+from crosscode.kernels.sparse import attach_linear
 from crosscode.models.masks import SiteMask
 from crosscode.module import module
 from crosscode.shapes import Dims, n_sites, real_coordinates
@@ -42,7 +43,7 @@ class Encoder(Protocol):
         """Pre-activations before the bias, of all latents or of the given ones."""
         ...
 
-    def attach(self, values_N: Tensor, x_BXiDi: Tensor, indices_N: Tensor, offsets_B1: Tensor) -> Tensor:
+    def attach(self, values_N: Tensor, x_BXiDi: Tensor, pattern: Pattern) -> Tensor:
         """Give chosen pre-activations, computed without a graph, their gradient."""
         ...
 
@@ -119,14 +120,10 @@ class DenseEncoder(nn.Module):
         return torch.addmm(self.b_enc_L, rearrange(x_BXiDi, "B ... -> B (...)"), self._W_IL())
 
     def attach(
-        self,
-        values_N: Float[Tensor, " N"],
-        x_BXiDi: Float[Tensor, "B *Xi Di"],
-        indices_N: Int[Tensor, " N"],
-        offsets_B1: Int[Tensor, " B1"],
+        self, values_N: Float[Tensor, " N"], x_BXiDi: Float[Tensor, "B *Xi Di"], pattern: Pattern
     ) -> Float[Tensor, " N"]:
         x_BI = rearrange(x_BXiDi, "B ... -> B (...)")
-        return attach_linear(values_N, x_BI, self._W_IL(), self.b_enc_L, indices_N, offsets_B1)
+        return attach_linear(values_N, x_BI, self._W_IL(), self.b_enc_L, pattern)
 
     @torch.no_grad()
     def assign_(self, W_enc_XiDiL: Float[Tensor, "*Xi Di L"]) -> None:
@@ -198,24 +195,18 @@ class PerSiteEncoder(nn.Module):
         return z_BL if self.b_enc_L is None else z_BL + self.b_enc_L
 
     def attach(
-        self,
-        values_N: Float[Tensor, " N"],
-        x_BXiDi: Float[Tensor, "B P Di"],
-        indices_N: Int[Tensor, " N"],
-        offsets_B1: Int[Tensor, " B1"],
+        self, values_N: Float[Tensor, " N"], x_BXiDi: Float[Tensor, "B P Di"], pattern: Pattern
     ) -> Float[Tensor, " N"]:
         # One flat product: the row of token b's entry in site p's latents is (b, p) of x, its column is (p, l).
         n_hookpoints = n_sites(self.in_dims)
-        site_N = indices_N // self.n_latents_per_site
-        rows_N = row_of_entry(offsets_B1) * n_hookpoints + site_N
-        counts = torch.bincount(rows_N, minlength=len(x_BXiDi) * n_hookpoints)
+        rows_N = pattern.rows_N * n_hookpoints + pattern.indices_N // self.n_latents_per_site
+        counts_BP = torch.bincount(rows_N, minlength=len(x_BXiDi) * n_hookpoints)
         return attach_linear(
             values_N,
             rearrange(x_BXiDi, "B P Di -> (B P) Di"),
             rearrange(self.W_enc_PDiLp, "P Di Lp -> Di (P Lp)"),
             self.b_enc_L,
-            indices_N,
-            torch.nn.functional.pad(counts.cumsum(0), (1, 0)),
+            Pattern.from_counts(pattern.indices_N, counts_BP, self.n_latents),
         )
 
     @torch.no_grad()

@@ -8,6 +8,7 @@ from torch import Tensor
 from crosscode.activations import Thresholded
 from crosscode.activations.base import scores
 from crosscode.checks import at_least
+from crosscode.kernels.pattern import Pattern
 from crosscode.kernels.selection import top_k_of_rows
 from crosscode.kernels.sparse import gather
 from crosscode.latents import Latents
@@ -35,11 +36,11 @@ class PreActivation:
         if self.dead_after_tokens is not None:
             a_L = a_L * (trace.tokens_since_fired_L >= self.dead_after_tokens)
         theta_L, latents = self.jumprelu.threshold_L, trace.latents
-        if latents.indices_N is None or latents.pre is None:
+        if latents.pattern is None or latents.pre is None:
             return ((theta_L - trace.pre_BL).relu() @ a_L).sum() / len(trace)
         # relu(t) = t + relu(-t): a term of the mean input alone, and one that only firing latents have.
         mean_z_L = trace.model.encoder(trace.inputs_BXiDi.mean(0, keepdim=True))[0]
-        above_N = (latents.pre - gather(theta_L, latents.indices_N)).relu() * gather(a_L, latents.indices_N)
+        above_N = (latents.pre - gather(theta_L, latents.pattern)).relu() * gather(a_L, latents.pattern)
         return (theta_L - mean_z_L) @ a_L + above_N.sum() / len(trace)
 
 
@@ -75,11 +76,9 @@ class AuxK:
         if encoder.b_enc_L is not None:
             z_Bl = z_Bl + encoder.b_enc_L[dead_l]
         norms_l = combined_norm_L(trace.decoder_norms_LXo.detach(), self.norm)[dead_l]
-        among_dead_N, offsets_B1 = top_k_of_rows(scores(z_Bl, norms_l), self.k)
-        kept = Latents.from_entries(z_Bl.new_empty(len(among_dead_N)), among_dead_N, offsets_B1, len(dead_l))
-        kept_values_N = z_Bl[kept.rows_N, among_dead_N]
-        revived = Latents.from_entries(kept_values_N, dead_l[among_dead_N], offsets_B1, trace.model.n_latents)
-        ehat_BXoDo = decoder.linear(revived)
+        kept = top_k_of_rows(scores(z_Bl, norms_l), self.k)
+        among_all = Pattern(dead_l[kept.indices_N], kept.offsets_B1, trace.model.n_latents)
+        ehat_BXoDo = decoder.linear(Latents.from_entries(kept.of(z_Bl), among_all))
         numerator = (ehat_BXoDo - error_BXoDo).square().sum() / len(trace)
         variance = (error_BXoDo - error_BXoDo.mean(0)).square().sum() / len(trace)
         # Divided by 0 the value could be mended, its gradients could not; divided by infinity both are 0.

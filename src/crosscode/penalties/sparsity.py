@@ -7,6 +7,7 @@ from torch import Tensor
 
 from crosscode.activations import JumpReLU
 from crosscode.checks import positive
+from crosscode.latents import Latents
 from crosscode.models import DecoderNorm, Trace, combined_norm_L
 
 ALL = slice(None)
@@ -34,8 +35,8 @@ class L1OfNorms:
     latents: slice = ALL
 
     def __call__(self, trace: Trace) -> Float[Tensor, ""]:
-        f, a = weighed(trace, self.latents, self.norm)
-        return (f * a).sum() / len(trace)
+        a_L = combined_norm_L(trace.decoder_norms_LXo, self.norm)
+        return trace.latents.sum_L()[self.latents] @ a_L[self.latents] / len(trace)
 
 
 @attrs.frozen
@@ -79,11 +80,7 @@ class TanhFrequency:
     def __call__(self, trace: Trace) -> Float[Tensor, ""]:
         f, a = weighed(trace, ALL, self.norm)
         soft = torch.tanh(self.c * f * a)
-        latents = trace.latents
-        if latents.indices_N is None:
-            p_L = soft.mean(0)
-        else:
-            p_L = soft.new_zeros(latents.n_latents).index_add(0, latents.indices_N, soft) / len(trace)
+        p_L = Latents(soft, trace.latents.pattern).sum_L() / len(trace)
         return (p_L * (1 + p_L / self.s)).sum()
 
 
@@ -91,7 +88,7 @@ def mean_l0(trace: Trace, jumprelu: JumpReLU) -> Float[Tensor, ""]:
     """The batch mean of `sum_L 1[z > theta]`, differentiable through the step's estimator."""
     latents = trace.latents
     pre = trace.pre_BL if latents.pre is None else latents.pre
-    return jumprelu.step(pre, latents.indices_N).sum() / len(trace)
+    return jumprelu.step(pre, latents.pattern).sum() / len(trace)
 
 
 @attrs.frozen

@@ -53,6 +53,6 @@ class TrainState:
             self.density = latents.density()
         else:
             some_BL = latents.pre[:MEASURED_TOKENS]
-            self.density = len(activation.select(some_BL)[0]) / some_BL.numel()
+            self.density = len(activation.select(some_BL)) / some_BL.numel()
         sparse_below, dense_above = FASTER["cpu" if latents.values.device.type == "cpu" else "gpu"]
         self.sparse = self.density < (dense_above if self.sparse else sparse_below)
