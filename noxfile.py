@@ -44,6 +44,15 @@ def recipes(session: nox.Session) -> None:
 
 
 @nox.session
+def peers(session: nox.Session) -> None:
+    """An environment with other libraries, for `benchmarks/speed.py --peers-python` (it says where)."""
+    session.install("-c", "constraints.txt", "torch")
+    session.install("-c", "constraints.txt", "eai-sparsify==1.3.3", "sae-lens==6.54.12", "dictionary-learning==0.1.0")
+    session.run("pip", "uninstall", "-y", "torchvision", silent=True)  # built for another torch, and not needed
+    session.log(f"python benchmarks/speed.py --peers-python {session.bin}/python")
+
+
+@nox.session
 def slow(session: nox.Session) -> None:
     """What takes minutes: a recipe on SmolLM2-135M from the package registry."""
     install(session, "tests")

@@ -21,7 +21,7 @@ from crosscode.schedulers import LinearRamp, WarmupStableDecay
 def clt_l1(
     run: RunOptions = RunOptions(reads=MLP_INPUTS[1:2], writes=MLP_OUTPUTS[1:]),
     n_latents: int = 1024,
-    l1: float = 0.5,
+    l1: float = 1.0,
     l1_ramp: float = 0.05,
     skip: bool = False,
     lr: float = 3e-3,

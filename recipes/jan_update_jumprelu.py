@@ -22,7 +22,7 @@ from crosscode.schedulers import LinearRamp, WarmupStableDecay
 def jan_update_jumprelu(
     run: RunOptions = RunOptions(hookpoints=tuple(f"blocks.{i}.hook_resid_post" for i in (1, 2, 3))),
     n_latents: int = 1024,
-    sparsity: float = 1.0,
+    sparsity: float = 0.3,
     c: float = 4.0,
     pre_act: float = 3e-6,
     bandwidth: float = 2.0,

@@ -25,7 +25,7 @@ def skip_transcoder(
     skip: bool = True,
     aux_k: float = 1 / 32,
     dead_after: float = 0.1,
-    lr: float = 3e-3,
+    lr: float = 1e-2,
     lr_decay: float = 0.2,
     num_steps: int = 600,
 ) -> Trainer:
