@@ -23,7 +23,7 @@ def feb_diffing_l1(
     n_latents: int = 1024,
     n_shared: int = 256,
     l1: float = 1.0,
-    shared_ratio: float = 0.15,
+    shared_ratio: float = 0.5,
     l1_ramp: float = 0.05,
     decoder_norm: float = 0.1,
     lr: float = 3e-3,
@@ -37,7 +37,8 @@ def feb_diffing_l1(
         n_latents: how many latents.
         n_shared: how many of them are shared (the update: "a small set").
         l1: weight of the penalty on exclusive latents.
-        shared_ratio: weight on shared latents relative to that on exclusive ones (the update: 0.1 to 0.2).
+        shared_ratio: weight on shared latents relative to that on exclusive ones (the update: 0.1 to 0.2, at which
+            the exclusive latents of small coders die out).
         l1_ramp: part of the run over which both weights rise from 0.
         decoder_norm: norm of each latent's decoder at each site at the start.
         lr: Adam's learning rate.
