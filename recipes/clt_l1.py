@@ -33,11 +33,11 @@ def clt_l1(
     Args:
         run: the model, one hookpoint read and those written (the first is the read layer's own), and output.
         n_latents: how many latents.
-        l1: weight of the penalty, in units of squared scaled activations.
-        l1_ramp: part of the run over which the weight rises from 0.
+        l1: weight of the penalty, in units of squared scaled activations (a CLT paper: 1 to 5).
+        l1_ramp: part of the run over which the weight rises from 0 (crosscoder replications: 0.05).
         skip: learn a linear map from the input to the same layer's output beside the latents.
-        lr: Adam's learning rate.
-        lr_decay: part of the run, at its end, over which the learning rate falls to 0.
+        lr: Adam's learning rate (Circuit Tracing: falls as 1/sqrt(FLOPs); no value is given).
+        lr_decay: part of the run, at its end, over which the learning rate falls to 0 (ports: 0.2).
         num_steps: optimizer steps.
     """
     data = run.dataloader()

@@ -40,12 +40,12 @@ def clt_topk(
         run: the model, one hookpoint read and those written (the first is the read layer's own), and output.
         style: k latents per token, k on average over a batch, or the largest of each of k groups.
         n_latents: how many latents.
-        k: latents per token.
+        k: latents per token, with `groupmax` at most (single-site coders of the literature: 32 to 64).
         skip: learn a linear map from the input to the same layer's output beside the latents.
         aux_k: weight of the auxiliary loss on dead latents (Gao et al. 2024: 1/32).
         dead_after: silence, as a part of the run's tokens, that makes a latent dead; at most 10M tokens.
-        lr: Adam's learning rate.
-        lr_decay: part of the run, at its end, over which the learning rate falls to 0.
+        lr: Adam's learning rate (the literature: 2e-4 / sqrt(n_latents / 16384), for longer runs).
+        lr_decay: part of the run, at its end, over which the learning rate falls to 0 (ports: 0.2).
         num_steps: optimizer steps.
     """
     data = run.dataloader()

@@ -28,6 +28,7 @@ def compound_clt(
     pre_act: float = 3e-6,
     threshold: float = 0.03,
     bandwidth: float = 1.0,
+    ste_to_input: bool = True,
     k_per_layer: int = 12,
     aux_k: float = 1 / 32,
     skip: bool = False,
@@ -46,10 +47,11 @@ def compound_clt(
         pre_act: JumpReLU: weight of the pre-activation loss (ports: 3e-6 to 3e-5).
         threshold: JumpReLU: initial threshold (ports: 0.03).
         bandwidth: JumpReLU: width of the straight-through window (ports: 1).
-        k_per_layer: BatchTopK: latents per token of each layer, on average.
-        aux_k: BatchTopK: weight of the auxiliary loss on dead latents.
+        ste_to_input: JumpReLU: let the estimator reach all parameters (January 2025: yes; ports of CLTs: no).
+        k_per_layer: BatchTopK: latents per token of each layer, on average (the paper: low hundreds over all layers).
+        aux_k: BatchTopK: weight of the auxiliary loss on dead latents (Gao et al. 2024: 1/32).
         skip: learn a linear map from each layer's input to the same layer's output.
-        lr: Adam's learning rate.
+        lr: Adam's learning rate (the paper: falls as 1/sqrt(FLOPs); no value is given).
         lr_decay: part of the run, at its end, over which the learning rate falls to 0 (ports: 0.2).
         num_steps: optimizer steps.
     """
@@ -57,7 +59,7 @@ def compound_clt(
     (n_layers,) = data.in_dims
     own_layer = [(i, i) for i in range(n_layers)]
     if activation == "jumprelu":
-        layers = PerSite([JumpReLU(n_latents_per_layer, threshold, bandwidth) for _ in range(n_layers)])
+        layers = PerSite([JumpReLU(n_latents_per_layer, threshold, bandwidth, ste_to_input) for _ in range(n_layers)])
         penalties = {"tanh": Weighted(TanhSparsity(c, norm="l2"), LinearRamp(sparsity, num_steps))}
         penalties["pre_act"] = Weighted(PreActivation(layers, norm="l2"), pre_act)
     else:

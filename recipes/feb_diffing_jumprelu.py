@@ -38,19 +38,19 @@ def feb_diffing_jumprelu(
     """Model diffing with shared latents and JumpReLU (February and January 2025 updates, Anthropic).
 
     Args:
-        run: models, data and output; the first two models are compared.
+        run: two or more models, data and output; reports compare the first two.
         n_latents: how many latents.
         n_shared: how many of them are shared (the update: "a small set").
-        sparsity: weight of the tanh penalty on exclusive latents at the end of its ramp over the whole run.
+        sparsity: weight of the tanh penalty on exclusive latents at the end of its ramp over the run (January: 10).
         shared_ratio: weight on shared latents relative to that on exclusive ones (the update: 0.1 to 0.2, which
             makes the few shared latents of a small coder fire on most tokens).
         c: steepness of the tanh (ports of the January update: 4).
         pre_act: weight of the pre-activation loss (ports: 3e-6).
         bandwidth: width of the straight-through window, in units of pre-activations (ports: 2).
         threshold: initial threshold (ports: e^0.1 = 1.105, or 0.1).
-        firing_rate: share of tokens each latent fires on at the start (the update: 10000 / n_latents).
+        firing_rate: share of tokens each latent fires on at the start (January: 10000 / n_latents, here above 1).
         lr: Adam's learning rate (ports: 2e-4).
-        lr_decay: part of the run, at its end, over which the learning rate falls to 0.
+        lr_decay: part of the run, at its end, over which the learning rate falls to 0 (ports: 0.2).
         num_steps: optimizer steps.
     """
     data = run.dataloader()
@@ -66,7 +66,7 @@ def feb_diffing_jumprelu(
         data=data,
         init=[NormalizeActivations(run.init_tokens), JanUpdate(jumprelu, firing_rate=firing_rate, seed=run.seed)],
         loss=SummedSquaredError(),
-        penalties={  # the exclusive latents pay several times more to fire than the shared
+        penalties={  # shared latents pay less: a lower weight, and for one model's copy of their decoder
             "shared": Weighted(TanhSparsity(c, "single_model", shared), LinearRamp(shared_ratio * sparsity, num_steps)),
             "exclusive": Weighted(TanhSparsity(c, "l1_of_l2", exclusive), LinearRamp(sparsity, num_steps)),
             "pre_act": Weighted(PreActivation(jumprelu), pre_act),

@@ -33,16 +33,16 @@ def feb_diffing_l1(
     """Model diffing with shared latents and an L1 penalty (February 2025 update, Anthropic).
 
     Args:
-        run: models, data and output; the first two models are compared.
+        run: two or more models, data and output; reports compare the first two.
         n_latents: how many latents.
         n_shared: how many of them are shared (the update: "a small set").
-        l1: weight of the penalty on exclusive latents.
+        l1: weight of the penalty on exclusive latents (crosscoder replications: 2).
         shared_ratio: weight on shared latents relative to that on exclusive ones (the update: 0.1 to 0.2, at which
             the exclusive latents of small coders die out).
-        l1_ramp: part of the run over which both weights rise from 0.
-        decoder_norm: norm of each latent's decoder at each site at the start.
-        lr: Adam's learning rate.
-        lr_decay: part of the run, at its end, over which the learning rate falls to 0.
+        l1_ramp: part of the run over which both weights rise from 0 (replications: 0.05).
+        decoder_norm: norm of each latent's decoder at each site at the start (replications: 0.08).
+        lr: Adam's learning rate (replications at L = 16384: 5e-5).
+        lr_decay: part of the run, at its end, over which the learning rate falls to 0 (ports: 0.2).
         num_steps: optimizer steps.
     """
     data = run.dataloader()

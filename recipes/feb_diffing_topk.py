@@ -41,19 +41,19 @@ def feb_diffing_topk(
     """Model diffing with shared latents and TopK-style activations (after the February 2025 update, Anthropic).
 
     Args:
-        run: models, data and output; the first two models are compared.
+        run: two or more models, data and output; reports compare the first two.
         style: k latents per token, k on average over a batch, or the largest of each of k groups.
         pricing: how shared latents are favoured: a budget of their own, a reduced price, or not at all.
         n_latents: how many latents.
         n_shared: how many of them are shared.
-        k_shared: shared latents per token.
+        k_shared: shared latents per token (the budgets are this library's own: the update has a penalty instead).
         k_exclusive: exclusive latents per token.
-        price: with `--pricing price`, what a shared latent's score is divided by.
+        price: with `--pricing price`, what a shared latent's score is divided by (the update's ratio: 0.1 to 0.2).
         aux_k: weight of the auxiliary loss on dead latents (Gao et al. 2024: 1/32).
         dead_after: silence, as a part of the run's tokens, that makes a latent dead; at most 10M tokens.
-        decoder_norm: norm of each latent's decoder at each site at the start.
-        lr: Adam's learning rate.
-        lr_decay: part of the run, at its end, over which the learning rate falls to 0.
+        decoder_norm: norm of each latent's decoder at each site at the start (Minder et al. 2025: 1.0).
+        lr: Adam's learning rate (the literature: 2e-4 / sqrt(n_latents / 16384), for longer runs).
+        lr_decay: part of the run, at its end, over which the learning rate falls to 0 (ports: 0.2).
         num_steps: optimizer steps.
     """
     data = run.dataloader()

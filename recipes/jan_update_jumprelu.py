@@ -44,7 +44,7 @@ def jan_update_jumprelu(
         bandwidth: width of the straight-through window, in units of pre-activations (ports: 2).
         threshold: initial threshold (ports: e^0.1 = 1.105, or 0.1).
         ste_to_input: let the straight-through estimator reach all parameters, not thresholds alone (the update: yes).
-        firing_rate: share of tokens each latent fires on at the start (the update: 10000 / n_latents).
+        firing_rate: share of tokens each latent fires on at the start (the update: 10000 / n_latents, here above 1).
         lr: Adam's learning rate (ports: 2e-4).
         lr_decay: part of the run, at its end, over which the learning rate falls to 0 (ports: 0.2).
         num_steps: optimizer steps.

@@ -40,7 +40,7 @@ def l1_crosscoder(
         l1_ramp: part of the run over which the weight rises from 0 (replications: 0.05).
         decoder_norm: norm of each latent's decoder at each site at the start (replications: 0.08).
         lr: Adam's learning rate (replications at L = 16384: 5e-5).
-        lr_decay: part of the run, at its end, over which the learning rate falls to 0.
+        lr_decay: part of the run, at its end, over which the learning rate falls to 0 (ports: 0.2).
         num_steps: optimizer steps.
     """
     data = run.dataloader()

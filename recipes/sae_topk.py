@@ -36,7 +36,7 @@ def sae_topk(
         k: latents per token (Gao et al.: 32).
         aux_k: weight of the auxiliary loss on dead latents (Gao et al.: 1/32).
         dead_after: silence, as a part of the run's tokens, that makes a latent dead; at most 10M tokens (Gao et al.).
-        lr: Adam's learning rate.
+        lr: Adam's learning rate (the literature: 2e-4 / sqrt(n_latents / 16384), for longer runs).
         lr_decay: part of the run, at its end, over which the learning rate falls to 0 (Gao et al.: none).
         num_steps: optimizer steps.
     """

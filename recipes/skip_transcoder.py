@@ -38,8 +38,8 @@ def skip_transcoder(
         skip: learn the linear skip; without it a plain transcoder.
         aux_k: weight of the auxiliary loss on dead latents (Gao et al. 2024: 1/32).
         dead_after: silence, as a part of the run's tokens, that makes a latent dead; at most 10M tokens.
-        lr: Adam's learning rate.
-        lr_decay: part of the run, at its end, over which the learning rate falls to 0.
+        lr: Adam's learning rate (the literature: 2e-4 / sqrt(n_latents / 16384), for longer runs).
+        lr_decay: part of the run, at its end, over which the learning rate falls to 0 (ports: 0.2).
         num_steps: optimizer steps.
     """
     data = run.dataloader()

@@ -41,12 +41,12 @@ def topk_crosscoder(
         run: models, data and output.
         style: k latents per token, k on average over a batch, or the largest of each of k groups.
         n_latents: how many latents (Minder et al.: 32 x d_model).
-        k: latents per token (Minder et al.: 100 at 73,728 latents).
+        k: latents per token (Minder et al.: 100 of 73,728).
         aux_k: weight of the auxiliary loss on dead latents (Gao et al.: 1/32).
         dead_after: silence, as a part of the run's tokens, that makes a latent dead; at most 10M tokens (Gao et al.).
         decoder_norm: norm of each latent's decoder at each site at the start (Minder et al.: 1.0).
         lr: Adam's learning rate (2e-4 / sqrt(n_latents / 16384) in the literature, for longer runs).
-        lr_decay: part of the run, at its end, over which the learning rate falls to 0.
+        lr_decay: part of the run, at its end, over which the learning rate falls to 0 (ports: 0.2).
         num_steps: optimizer steps.
     """
     data = run.dataloader()

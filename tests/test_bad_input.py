@@ -45,8 +45,9 @@ def refusal(
         monkeypatch.setattr(Trainer, "step", forbidden)
         capsys.readouterr()
         defaults = {"models": [folder / "base"], "dataset": folder / "text.txt", "output": tmp_path / "run"}
+        small = {name: value for name, value in SMALL.items() if (recipe, name) != ("compound_clt", "n_latents")}
         with pytest.raises(SystemExit) as stopped:
-            main(factory(recipe), options(**{**SMALL, **defaults, **given}))
+            main(factory(recipe), options(**{**small, **defaults, **given}))
         assert stopped.value.code == 2
         (line,) = [line for line in capsys.readouterr().err.splitlines() if line.strip() and "Loading" not in line]
         assert line.startswith("error: ")
@@ -84,6 +85,13 @@ def refusal(
         ("l1_crosscoder", {"checkpoint_every": 0}, ["every=0", "at least 1"]),
         ("l1_crosscoder", {"log_every": 0}, ["every=0", "at least 1"]),
         ("l1_crosscoder", {"l1": "nan"}, ["nan"]),
+        ("l1_crosscoder", {"eval_tokens": 0}, ["eval_tokens=0", "at least 1"]),
+        ("topk_crosscoder", {"k": 4, "dead_after": -3}, ["dead_after=-3", "greater than 0"]),
+        ("clt_l1", {"reads": []}, ["reads is empty"]),
+        ("clt_l1", {"writes": []}, ["writes is empty"]),
+        ("clt_l1", {"hookpoints": ["blocks.0.hook_resid_post"]}, ["hookpoints=", "reads and writes"]),
+        ("l1_crosscoder", {"reads": ["blocks.1.mlp.hook_in"]}, ["reads=", "hookpoints"]),
+        ("feb_diffing_l1", {}, ["models=", "at least two"]),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
@@ -188,6 +196,13 @@ def test_a_hookpoint_of_another_width(folder: Path, refusal) -> None:
     line = refusal("feb_diffing_jumprelu", models=[folder / "base", folder / "wide"], n_shared=4)
     assert "widths" in line
     assert "(16, 32)" in line
+
+
+def test_a_compound_clt_of_two_models(folder: Path, refusal) -> None:
+    """It is of one model."""
+    line = refusal("compound_clt", models=[folder / "base", folder / "base"], n_latents_per_layer=8, k_per_layer=2)
+    assert "models=" in line
+    assert "one model" in line
 
 
 def test_an_sae_of_several_sites(refusal) -> None:

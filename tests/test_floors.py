@@ -11,7 +11,7 @@ import crosscode
 
 PACKAGE = Path(crosscode.__file__).parent
 FLOORS = [
-    ("errors", "checks", "module", "shapes", "batch", "kernels", "latents", "schedulers", "command_line"),
+    ("errors", "checks", "module", "shapes", "batch", "kernels", "latents", "schedulers", "command_line", "phases"),
     ("activations",),
     ("models",),
     ("losses", "penalties", "initialization", "metrics", "saving", "data"),

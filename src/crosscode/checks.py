@@ -1,10 +1,21 @@
 """Checks shared by the parts: each raises `BadInput` in one line."""
 
-from crosscode.errors import BadInput
+import math
+from collections.abc import Collection
+from typing import Any, get_args
+
+from crosscode.errors import BadInput, close_match
+
+
+def number(name: str, value: float | int) -> None:
+    """Something that is a number, or a line that says which argument was not."""
+    if not hasattr(value, "__float__"):
+        raise BadInput(f"{name}={value!r} must be a number.")
 
 
 def at_least(name: str, value: float | int, least: float | int) -> None:
     """`value >= least`, or a line that says which argument was too small."""
+    number(name, value)
     if not value >= least:
         raise BadInput(f"{name}={value} is too small: it must be at least {least}.")
 
@@ -16,6 +27,29 @@ def at_most(name: str, value: float | int, most: float | int, what: str) -> None
 
 
 def positive(name: str, value: float | int) -> None:
-    """`value > 0`, or a line that says which argument was not."""
-    if not value > 0:
-        raise BadInput(f"{name}={value} must be greater than 0.")
+    """`value > 0` and finite, or a line that says which argument was not."""
+    number(name, value)
+    if not 0 < value < math.inf:
+        raise BadInput(f"{name}={value} must be greater than 0{' and finite' if value == math.inf else ''}.")
+
+
+def count(name: str, value: int, least: int = 1) -> None:
+    """A whole number of at least `least`, or a line that says which argument was not."""
+    if not hasattr(value, "__index__"):
+        raise BadInput(f"{name}={value!r} must be a whole number.")
+    at_least(name, value, least)
+
+
+def one_of(name: str, value: object, choices: Any) -> None:
+    """One of a `Literal`'s values, or of a collection of names, or a line that lists them with the close match."""
+    allowed: Collection[str] = get_args(choices) or choices
+    if value not in allowed:
+        close = close_match(str(value), allowed)
+        shown = ", ".join(map(repr, allowed))
+        raise BadInput(f"{name}={value!r} must be one of {shown}.{close if close.startswith(' Did') else ''}")
+
+
+def contiguous(name: str, latents: slice) -> None:
+    """A slice without a step, or a line that says which argument was not."""
+    if not isinstance(latents, slice) or latents.step not in (None, 1):
+        raise BadInput(f"{name}={latents!r} must be a contiguous slice, such as slice(0, 10).")

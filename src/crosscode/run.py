@@ -7,6 +7,7 @@ makes every argument of the factory, and of `RunOptions`, an option of the comma
 """
 
 import functools
+import inspect
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -17,8 +18,9 @@ import attrs
 import torch
 from torch import Tensor
 
-from crosscode.callbacks import Checkpoint, JSONLines, Log, ProgressBar, WeightsAndBiases
-from crosscode.checks import at_least
+from crosscode.activations import JumpReLU
+from crosscode.callbacks import Checkpoint, JSONLines, Log, Profile, ProgressBar, WeightsAndBiases, print_time
+from crosscode.checks import at_least, positive
 from crosscode.command_line import read_options
 from crosscode.data import (
     ActivationCache,
@@ -30,7 +32,8 @@ from crosscode.data import (
 )
 from crosscode.errors import BadInput, CrosscodeError
 from crosscode.evaluation import evaluate
-from crosscode.metrics import FVU, L0, Dead, DecoderCosine, DecoderNormRatio, Density, Metric
+from crosscode.metrics import FVU, L0, Dead, DecoderCosine, DecoderNormRatio, Density, Metric, Thresholds
+from crosscode.models import PerSiteEncoder
 from crosscode.penalties import AuxK
 from crosscode.report import draw_run, print_summary
 from crosscode.saving import save
@@ -73,6 +76,7 @@ class RunOptions:
         checkpoint_every: steps between checkpoints.
         eval_tokens: held-out tokens of the final figures.
         quiet: no progress bar and no summary.
+        profile: print tokens/s and the share of time in each phase; write a trace of 20 steps to `profile.json`.
     """
 
     models: tuple[str, ...] = ("embedded:base",)
@@ -100,6 +104,7 @@ class RunOptions:
     checkpoint_every: int = 500
     eval_tokens: int = 30_000
     quiet: bool = False
+    profile: bool = False
 
     def __attrs_post_init__(self) -> None:
         if not self.models:
@@ -107,6 +112,7 @@ class RunOptions:
         if self.revisions and len(self.revisions) != len(self.models):
             raise BadInput(f"revisions has {len(self.revisions)} entries for {len(self.models)} models.")
         at_least("init_tokens", self.init_tokens, 1)
+        at_least("eval_tokens", self.eval_tokens, 1)
 
     @functools.cached_property
     def language_models(self) -> list[LanguageModel]:
@@ -131,6 +137,8 @@ class RunOptions:
         if (split, one_site) in self._dataloaders:
             return self._dataloaders[split, one_site]
         models = self.language_models
+        if not one_site and len(models) > 1:
+            raise BadInput(f"models={self.models}: a compound cross-layer transcoder is of one model.")
         sequences = TokenSequences(
             self.dataset,
             models[0],
@@ -159,8 +167,22 @@ class RunOptions:
         self._dataloaders[split, one_site] = loader
         return loader
 
+    def check_like(self, default: "RunOptions") -> None:
+        """Refuse what would make another scheme of a recipe with these default options, or nothing at all."""
+        for name in ("reads", "writes"):
+            given, usual = getattr(self, name), getattr(default, name)
+            if usual and not given:
+                raise BadInput(f"{name} is empty: this recipe's coder reads and writes different hookpoints.")
+            if given and not usual:
+                raise BadInput(f"{name}={given}: this recipe's coder writes what it reads, which hookpoints name.")
+        if default.reads and self.hookpoints != default.hookpoints:
+            raise BadInput(f"hookpoints={self.hookpoints}: this recipe's are named by reads and writes.")
+        if len(self.models) < min(2, len(default.models)):
+            raise BadInput(f"models={self.models}: this recipe compares models, so name at least two.")
+
     def dead_after_tokens(self, num_steps: int, share: float = 0.1) -> int:
         """The silence that makes a latent dead: a share of the run's tokens, at most 10M (Gao et al. 2024)."""
+        positive("dead_after", share)
         return min(10_000_000, max(1, round(share * num_steps * self.accumulate * self.batch_size)))
 
     def directory(self, recipe: str) -> Path:
@@ -193,16 +215,24 @@ def site_names(data: Dataloader) -> tuple[tuple[str, ...], ...]:
 
 
 def diffs_models(trainer: Trainer) -> bool:
-    """Whether the coder writes two models side by side, so that their decoders can be compared."""
+    """Whether the coder writes models side by side, so that the decoders of the first two can be compared."""
     dims = trainer.model.decoder.out_dims
-    return len(dims) == 2 and dims[0] == 2
+    return len(dims) == 2 and dims[0] >= 2
 
 
 def measures(trainer: Trainer) -> list[Metric]:
     """What every recipe measures, in training and on held-out tokens."""
-    n_shared = getattr(trainer.model.decoder, "n_shared", None)
-    metrics = [FVU(site_names(dataloader_of(trainer))), L0(n_shared=n_shared), Density()]
-    return [*metrics, *([DecoderNormRatio(), DecoderCosine()] if diffs_models(trainer) else [])]
+    coder = trainer.model
+    n_shared = getattr(coder.decoder, "n_shared", None)
+    per_site = coder.encoder.in_dims[0] if isinstance(coder.encoder, PerSiteEncoder) else None
+    jumps = any(isinstance(part, JumpReLU) for part in coder.activation.modules())
+    return [
+        FVU(site_names(dataloader_of(trainer))),
+        L0(n_shared, per_site),
+        Density(),
+        *([Thresholds(coder.activation)] if jumps else []),  # type: ignore[arg-type]
+        *([DecoderNormRatio(), DecoderCosine()] if diffs_models(trainer) else []),
+    ]
 
 
 def dead_after_tokens_of(trainer: Trainer, run: RunOptions) -> int:
@@ -220,6 +250,7 @@ def run_recipe(trainer: Trainer, run: RunOptions, name: str) -> dict[str, Any]:
         The summary, which is also written to `summary.json`.
     """
     directory = run.directory(name)
+    profile = Profile(directory / "profile.json") if run.profile else None
     checkpoints = Checkpoint(directory / "checkpoints", every=run.checkpoint_every)
     sinks = [
         JSONLines(directory / "metrics.jsonl"),
@@ -232,6 +263,7 @@ def run_recipe(trainer: Trainer, run: RunOptions, name: str) -> dict[str, Any]:
         Log(sinks, every=run.log_every, metrics=metrics, samples_every=10 * run.log_every),
         checkpoints,
         *([] if run.quiet else [ProgressBar()]),
+        *([] if profile is None else [profile]),
     )
     trainer.held_out = held_out = held_out_of(trainer, run)
     directory.mkdir(parents=True, exist_ok=True)
@@ -253,6 +285,7 @@ def run_recipe(trainer: Trainer, run: RunOptions, name: str) -> dict[str, Any]:
         )
         print(f"{name}: {doing}; files go to {directory}", file=sys.stderr)
     coder = trainer.train()
+    spent = None if profile is None else profile.spent
     save(coder, directory / "coder")
     if not run.quiet:
         print(f"{name}: measuring on {run.eval_tokens:,} held-out tokens", file=sys.stderr)
@@ -265,11 +298,14 @@ def run_recipe(trainer: Trainer, run: RunOptions, name: str) -> dict[str, Any]:
         "tokens": trainer.state.tokens,
         **numbers,
         "dead": float(dead_L.double().mean()),
+        **({} if spent is None else {"tokens_per_second": spent.tokens_per_second, "time": spent.shares}),
     }
     (directory / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     draw_run(directory, results, held_out.model_names, dead_L, getattr(coder.decoder, "n_shared", 0))
     if not run.quiet:
         print_summary(summary, results, dead_L, trainer, held_out, directory)
+    if profile is not None and spent is not None:
+        print_time(spent, profile.trace)
     if checkpoints.failed:
         raise CrosscodeError("the last checkpoint could not be saved; the coder itself was.")
     return summary
@@ -282,6 +318,7 @@ def main(factory: Callable[..., Trainer], arguments: Sequence[str] | None = None
     """
     try:
         run, scheme = read_options(factory, sys.argv[1:] if arguments is None else arguments)
+        run.check_like(inspect.signature(factory).parameters["run"].default)
         torch.manual_seed(run.seed)
         return run_recipe(factory(run, **scheme), run, factory.__name__)
     except BadInput as error:

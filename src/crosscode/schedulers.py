@@ -9,7 +9,8 @@ from typing import Any
 
 import attrs
 
-from crosscode.checks import at_least
+from crosscode.checks import at_least, at_most
+from crosscode.errors import BadInput
 
 Scheduler = Callable[[int], float]
 
@@ -19,11 +20,19 @@ def not_negative(instance: object, field: Any, value: Any) -> None:
     at_least(f"{type(instance).__name__}.{field.name}", value, 0)
 
 
+def as_number(value: Any) -> float:
+    """A converter: a weight or rate as a float, or a line that says what it was."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise BadInput(f"{value!r} is no weight or rate: give a number, or a function of the step.") from None
+
+
 @attrs.frozen
 class Constant:
     """The same value at every step."""
 
-    value: float = attrs.field(converter=float, validator=not_negative)
+    value: float = attrs.field(converter=as_number, validator=not_negative)
 
     def __call__(self, step: int) -> float:
         return self.value
@@ -33,7 +42,7 @@ class Constant:
 class LinearRamp:
     """From 0 at step 0 to `value` at step `steps`, then constant: `value * min(1, step / steps)`."""
 
-    value: float = attrs.field(converter=float, validator=not_negative)
+    value: float = attrs.field(converter=as_number, validator=not_negative)
     steps: int = attrs.field(validator=not_negative)
 
     def __call__(self, step: int) -> float:
@@ -48,10 +57,14 @@ class WarmupStableDecay:
     0 switches its factor off. The crosscoder papers' usual choice is no warm-up and a decay over the last 20 %.
     """
 
-    value: float = attrs.field(converter=float, validator=not_negative)
+    value: float = attrs.field(converter=as_number, validator=not_negative)
     num_steps: int = attrs.field(validator=not_negative)
     warmup_steps: int = attrs.field(default=0, validator=not_negative)
     decay_steps: int = attrs.field(default=0, validator=not_negative)
+
+    def __attrs_post_init__(self) -> None:
+        at_most("WarmupStableDecay.warmup_steps", self.warmup_steps, self.num_steps, "num_steps")
+        at_most("WarmupStableDecay.decay_steps", self.decay_steps, self.num_steps, "num_steps")
 
     def __call__(self, step: int) -> float:
         up = 1.0 if self.warmup_steps == 0 else min(1.0, (step + 1) / self.warmup_steps)
@@ -64,9 +77,9 @@ class WarmupStableDecay:
 class Cosine:
     """From `value` at step 0 along half a cosine to `final` at step `num_steps`, then constant."""
 
-    value: float = attrs.field(converter=float, validator=not_negative)
+    value: float = attrs.field(converter=as_number, validator=not_negative)
     num_steps: int = attrs.field(validator=not_negative)
-    final: float = attrs.field(default=0.0, converter=float, validator=not_negative)
+    final: float = attrs.field(default=0.0, converter=as_number, validator=not_negative)
 
     def __call__(self, step: int) -> float:
         done = 1.0 if self.num_steps == 0 else min(1.0, step / self.num_steps)
@@ -83,6 +96,10 @@ class Join:
     parts: tuple[tuple[int, Scheduler], ...]
     last: Scheduler
 
+    def __attrs_post_init__(self) -> None:
+        for steps, _ in self.parts:
+            at_least("Join.parts: a number of steps", steps, 0)
+
     def __call__(self, step: int) -> float:
         for steps, scheduler in self.parts:
             if step < steps:
@@ -93,4 +110,4 @@ class Join:
 
 def as_scheduler(value: float | int | Scheduler) -> Scheduler:
     """A number is a constant schedule."""
-    return value if callable(value) else Constant(float(value))
+    return value if callable(value) else Constant(value)

@@ -18,10 +18,13 @@ crosscoding dimensions, the input width and the latents; a lower-case letter mak
 Flattened axes are single letters too: `I` is `Xi x Di`, `O` is `Xo x Do`.
 """
 
+from collections.abc import Sequence
 from math import prod
 
 from jaxtyping import Bool
 from torch import Tensor, arange, tensor
+
+from crosscode.errors import BadInput
 
 Dims = tuple[int, ...]
 
@@ -31,6 +34,18 @@ def n_sites(dims: Dims) -> int:
     return prod(dims)
 
 
+def check_widths(name: str, dims: Dims, width: int, widths_X: Sequence[int] | None) -> None:
+    """One real width a site, each between 1 and the padded one, or a line that names the argument."""
+    if min(dims, default=1) < 1:
+        raise BadInput(f"crosscoding dimensions {dims} must all be at least 1.")
+    if widths_X is None:
+        return
+    if len(widths_X) != n_sites(dims):
+        raise BadInput(f"{name}={widths_X} holds {len(widths_X)} widths for the {n_sites(dims)} sites of {dims}.")
+    if not all(1 <= real <= width for real in widths_X):
+        raise BadInput(f"{name}={widths_X} must lie between 1 and the padded width {width}.")
+
+
 def real_coordinates(dims: Dims, width: int, widths_X: Dims | None) -> Bool[Tensor, "*X D"]:
     """Which coordinates are real where sites of different width are padded to the widest.
 
@@ -38,6 +53,10 @@ def real_coordinates(dims: Dims, width: int, widths_X: Dims | None) -> Bool[Tens
         dims: the crosscoding dimensions `X`.
         width: the padded width `D`.
         widths_X: the real width of each site in row-major order; None if all are `D` wide.
+
+    Raises:
+        BadInput: the widths are not one a site, between 1 and `D`.
     """
+    check_widths("widths", dims, width, widths_X)
     widths = tensor(widths_X if widths_X is not None else (width,) * n_sites(dims), device="cpu")
     return (arange(width, device="cpu") < widths[:, None]).reshape(*dims, width)

@@ -14,7 +14,7 @@ import torch
 
 from crosscode.activations import TopK
 from crosscode.batch import Batch
-from crosscode.callbacks import Checkpoint, Console, JSONLines, Log, ProgressBar, WeightsAndBiases
+from crosscode.callbacks import Checkpoint, Console, JSONLines, Log, ProgressBar, WeightsAndBiases, progress
 from crosscode.errors import BadInput
 from crosscode.initialization import AnthropicTranspose
 from crosscode.losses import SummedSquaredError
@@ -156,6 +156,21 @@ def test_the_bar_ends_full(capsys: pytest.CaptureFixture[str]) -> None:
     assert "10/10" in shown
     for name in ("loss=", "L0=", "FVU="):
         assert name in shown
+
+
+def test_the_bar_measures_no_more_often_than_anyone_can_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers at the first step, and the last; none in between unless the time for it has come."""
+    measured: list[int] = []
+
+    def measure(metrics: Any, traces: Any) -> dict[str, float]:
+        measured.append(1)
+        return {"l0/mean": 2.0, "fvu/pooled": 0.5}
+
+    monkeypatch.setattr(progress, "measure", measure)
+    a_trainer(ProgressBar(every=1, seconds=3600)).train()
+    assert len(measured) == 2
+    a_trainer(ProgressBar(every=1, seconds=0)).train()
+    assert len(measured) == 2 + 10
 
 
 def test_wandb_offline_needs_nobody(tmp_path: Path) -> None:

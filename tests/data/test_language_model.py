@@ -1,4 +1,4 @@
-"""The TransformerLens adapter: activations equal Hugging Face's, and what is wrong is wrong early."""
+"""The TransformerLens adapter: activations are Hugging Face's, and what is wrong is wrong early."""
 
 import importlib.util
 import shutil
@@ -8,21 +8,43 @@ import sys
 import pytest
 import torch
 
-from crosscode.data import LanguageModel, load_language_model
+from crosscode.data import LanguageModel, hook_sites, language_model, load_language_model
+from crosscode.data.hook_sites import Site
 from crosscode.errors import BadInput, CrosscodeError
 
 ARCHITECTURES = ["Llama", "GPTNeoX", "GPT2"]
 TOKENS_HS = torch.arange(3, 21).reshape(2, 9)
+COMMON = [
+    *("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out"),
+    *("attn.hook_in", "attn.hook_z", "attn.hook_out", "mlp.hook_in", "mlp.hook_post", "mlp.hook_out"),
+]
+
+
+def common(model):
+    """The hookpoints of block 1 that people train on; parallel blocks have no resid_mid."""
+    return [name for name in (f"blocks.1.{hook}" for hook in COMMON) if name in model.hookpoints]
 
 
 @pytest.fixture(scope="module")
-def load(saved_model):
-    """Models that tests only read, each loaded once."""
+def load(saved_model, tmp_path_factory):
+    """Models that tests only read, each loaded once; `Gemma2` too, which has norms behind attention and MLP."""
     loaded = {}
+
+    def folder(architecture):
+        if architecture != "Gemma2":
+            return saved_model(architecture)
+        from transformers import Gemma2Config, Gemma2ForCausalLM
+
+        sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "head_dim": 8}
+        heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 4}
+        made = shutil.copytree(saved_model("Llama"), tmp_path_factory.mktemp("gemma") / "model")
+        torch.manual_seed(0)
+        Gemma2ForCausalLM(Gemma2Config(**sizes, **heads)).save_pretrained(made)
+        return made
 
     def load(architecture):
         if architecture not in loaded:
-            loaded[architecture] = load_language_model(str(saved_model(architecture)))
+            loaded[architecture] = load_language_model(str(folder(architecture)))
         return loaded[architecture]
 
     return load
@@ -30,30 +52,148 @@ def load(saved_model):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_activations_equal_the_hidden_states_of_hugging_face(load, saved_model, architecture):
-    """The input of every block, all in one pass, to 1e-6 (to the bit where the bridge keeps HF's operations)."""
+    """The input of every block, all in one pass, to the bit, under the model's own attention, which is SDPA."""
     from transformers import AutoModelForCausalLM
 
-    reference = AutoModelForCausalLM.from_pretrained(saved_model(architecture), attn_implementation="eager").eval()
+    reference = AutoModelForCausalLM.from_pretrained(saved_model(architecture)).eval()
+    assert reference.config._attn_implementation == "sdpa"
     with torch.no_grad():
-        hidden_states = reference(TOKENS_HS, output_hidden_states=True).hidden_states
+        output = reference(TOKENS_HS, output_hidden_states=True)
     model = load(architecture)
 
     acts_HSPD = model.harvest(TOKENS_HS, [f"blocks.{i}.hook_resid_pre" for i in range(3)])
 
-    torch.testing.assert_close(acts_HSPD, torch.stack(hidden_states[:3], dim=2), rtol=0, atol=1e-6)
+    assert torch.equal(acts_HSPD, torch.stack(output.hidden_states[:3], dim=2))
     assert not acts_HSPD.requires_grad
     after = model.harvest(TOKENS_HS, ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"])
-    torch.testing.assert_close(after, torch.stack(hidden_states[1:3], dim=2), rtol=0, atol=1e-6)
+    assert torch.equal(after, torch.stack(output.hidden_states[1:3], dim=2))
+    assert torch.equal(model.logits(TOKENS_HS, {}), output.logits)
+
+
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "Gemma2"])
+def test_a_hookpoint_of_the_hugging_face_model_is_what_the_bridge_has_there(load, architecture):
+    """Every one, to float rounding, and the common ones are among them."""
+    model = load(architecture)
+    sites = model._sites
+    assert set(common(model)) <= sites.keys() <= set(model.hookpoints)
+
+    acts_HSPD = model.harvest(TOKENS_HS, list(sites))
+
+    passed = language_model._passed(model.bridge, list(sites), TOKENS_HS)
+    for p, name in enumerate(sites):
+        acts_HSD = acts_HSPD[:, :, p, : model.width(name)]
+        torch.testing.assert_close(acts_HSD, passed[name].flatten(2), rtol=1e-4, atol=2e-6, msg=name)
+
+
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "Gemma2"])
+def test_what_is_replaced_in_the_hugging_face_model_has_the_effect_that_it_has_in_the_bridge(load, architecture):
+    """Shifted at all the common hookpoints in one pass, logits are the same; and each of them alone does something."""
+    model = load(architecture)
+    generator = torch.Generator().manual_seed(0)
+    shifts = {name: torch.randn(*TOKENS_HS.shape, model.width(name), generator=generator) for name in common(model)}
+    edits = {name: lambda acts, shift_HSD=shift_HSD: acts + shift_HSD for name, shift_HSD in shifts.items()}
+    hooks = [(name, language_model._editing(name, edit)) for name, edit in edits.items()]
+    with torch.no_grad(), language_model._bridge_hooked(model.bridge, hooks):
+        wanted_HSV = model.bridge.forward(TOKENS_HS, return_type="logits", use_cache=False)
+
+    torch.testing.assert_close(model.logits(TOKENS_HS, edits), wanted_HSV, rtol=1e-4, atol=5e-6)
+
+    clean_HSV = model.logits(TOKENS_HS, {})
+    for name, edit in edits.items():
+        assert not torch.allclose(model.logits(TOKENS_HS, {name: edit}), clean_HSV, rtol=1e-3, atol=1e-4), name
+
+
+def test_a_hookpoint_that_has_no_module_goes_through_the_bridge(load):
+    """And takes along what is asked for in the same call, equal but for rounding."""
+    model = load("Llama")
+    normalized, residual = "blocks.1.ln1.hook_normalized", "blocks.1.hook_resid_pre"
+    assert normalized not in model._sites
+
+    acts_HSPD = model.harvest(TOKENS_HS, [normalized, residual])
+
+    torch.testing.assert_close(acts_HSPD[:, :, [1]], model.harvest(TOKENS_HS, [residual]), rtol=1e-5, atol=1e-6)
+    rms_HS1 = acts_HSPD[:, :, 1].square().mean(-1, keepdim=True).sqrt()
+    torch.testing.assert_close(acts_HSPD[:, :, 0], acts_HSPD[:, :, 1] / rms_HS1, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("fault", ["another module", "an error"])
+def test_a_site_that_is_not_what_the_bridge_has_is_not_used(load, saved_model, monkeypatch, fault):
+    """A short pass through both finds it, once; what is harvested is right all the same."""
+    mlp, attention = "blocks.1.hook_mlp_out", "blocks.1.hook_attn_out"
+    find_sites = language_model.find_sites
+
+    def mistaken(*args):
+        path = "model.layers.1.self_attn" if fault == "another module" else "model.layers.1.no_such_module"
+        return find_sites(*args) | {mlp: Site(path, "output")}
+
+    monkeypatch.setattr(language_model, "find_sites", mistaken)
+    model = load_language_model(str(saved_model("Llama")))
+
+    acts_HSPD = model.harvest(TOKENS_HS, [mlp, attention])
+
+    assert mlp not in model._sites
+    assert (attention in model._sites) == (fault == "another module")
+    torch.testing.assert_close(acts_HSPD, load("Llama").harvest(TOKENS_HS, [mlp, attention]), rtol=1e-5, atol=1e-6)
+
+
+def test_the_bridge_shares_the_weights_and_leaves_the_model_as_it_is(saved_model):
+    """No second copy of them, modules of Hugging Face's own classes, SDPA, no hook left behind."""
+    model = load_language_model(str(saved_model("Llama")))
+    model.harvest(TOKENS_HS, ["blocks.1.hook_resid_post", "blocks.0.attn.hook_z"])
+
+    ours, bridges = ({p.data_ptr() for p in each.parameters()} for each in (model.hf_model, model.bridge))
+    assert bridges == ours
+    assert model.hf_model.config._attn_implementation == "sdpa"
+    for module in model.hf_model.modules():
+        assert not type(module).__module__.startswith("transformer_lens")
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+
+
+def test_many_hookpoints_cost_one_pass(load):
+    """One call of the embedding, however many are asked for, in whatever order."""
+    model = load("GPT2")
+    names = common(model)
+    model.harvest(TOKENS_HS, names)
+    calls = []
+    handle = model.hf_model.get_input_embeddings().register_forward_hook(lambda *_: calls.append(1))
+
+    acts_HSPD = model.harvest(TOKENS_HS, names)
+
+    handle.remove()
+    assert calls == [1]
+    for p, name in enumerate(names):
+        alone_HSPD = model.harvest(TOKENS_HS, [name])
+        assert torch.equal(acts_HSPD[:, :, [p], : model.width(name)], alone_HSPD), name
+
+
+def test_an_activation_is_kept_as_it_was_when_it_passed():
+    """A model may go on to change it in place."""
+
+    class Residual(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = torch.nn.Identity()
+
+        def forward(self, x):
+            y = self.block(x)
+            return y.add_(1)
+
+    passed = {}
+    with hook_sites.hooked(model := Residual(), [(Site("block", "output"), hook_sites.keeping(passed, "block"))]):
+        model(torch.zeros(3))
+    assert passed["block"].tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_nothing_is_computed_beyond_the_last_hookpoint(load, architecture):
     """Asked for the entry of block 1, no block from 1 on runs, nor the LM head; and the next harvest is whole again."""
     model = load(architecture)
+    model.harvest(TOKENS_HS, ["blocks.1.hook_resid_pre"])  # the first one also checks where hookpoints lie
     ran = []
     handles = [
         module.register_forward_hook(lambda module, args, output, name=name: ran.append(name))
-        for name, module in model.bridge.original_model.named_modules()
+        for name, module in model.hf_model.named_modules()
         if name.endswith(("lm_head", "embed_out")) or ".1.mlp" in name
     ]
 
@@ -87,7 +227,7 @@ def test_heads_are_laid_end_to_end(load):
 
     acts_HSPD = model.harvest(TOKENS_HS, names)
 
-    W_O = model.bridge.original_model.model.layers[1].self_attn.o_proj.weight
+    W_O = model.hf_model.model.layers[1].self_attn.o_proj.weight
     torch.testing.assert_close(acts_HSPD[:, :, 0] @ W_O.T, acts_HSPD[:, :, 1], rtol=1e-5, atol=1e-6)
 
 
@@ -196,7 +336,9 @@ def test_smollm2_is_a_real_language_model():
     norms_S = model.harvest(tokens_HS, ["blocks.8.hook_resid_post"])[0, :, 0].norm(dim=-1)
 
     assert (model.n_layers, model.width("blocks.8.hook_resid_post")) == (30, 576)
-    assert norms_S[0] > 10 * norms_S[1:].median()
+    assert norms_S[0] > 3 * norms_S[1:].median()
+    question_HS = torch.tensor(model.tokenizer(["The capital of France is"])["input_ids"])
+    assert model.tokenizer.decode(model.logits(question_HS, {})[0, -1].argmax()) == " Paris"
 
 
 def test_importing_the_data_path_imports_no_heavy_library():

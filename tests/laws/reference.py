@@ -168,6 +168,10 @@ def reference(coder: SparseCoder, batch: Batch, shape: str, activation: str) -> 
     raw_BXoDo = raw_BXiDi if batch.targets_BXoDo is batch.inputs_BXiDi else batch.targets_BXoDo
     x_BXiDi = (raw_BXiDi - coder.shift_in_XiDi) * coder.scale_in_Xi[..., None]
     y_BXoDo = (raw_BXoDo - coder.shift_out_XoDo) * coder.scale_out_Xo[..., None]
+    if shape == "ragged":  # the second site's last two coordinates are padding
+        real_XD = torch.ones_like(x_BXiDi[0])
+        real_XD[1, :, 3:] = 0
+        x_BXiDi, y_BXoDo = x_BXiDi * real_XD, y_BXoDo * real_XD
     n_tokens, d_in, d_out = len(x_BXiDi), x_BXiDi.shape[-1], y_BXoDo.shape[-1]
     x_BI, y_BXD = x_BXiDi.reshape(n_tokens, -1), y_BXoDo.reshape(n_tokens, -1, d_out)
     z_BL = x_BI @ dense_encoder(p, shape)

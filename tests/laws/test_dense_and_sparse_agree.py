@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from strategies import ACTIVATIONS, PRODUCT, L, jumprelu_of, random_batch, random_coder
+from strategies import ACTIVATIONS, PRODUCT, L, random_batch, random_coder
 from torch import Tensor
 
 from crosscode.losses import (
@@ -55,8 +55,8 @@ def aux_k(ref: Reference, k: int, norm: str) -> Tensor:
     return (ehat_BXD - e_BXD).square().sum() / (e_BXD - e_BXD.mean(0)).square().sum()
 
 
-def tanh_frequency(ref: Reference, c: float, s: float) -> Tensor:
-    p_L = torch.tanh(c * ref.f_BL * combine(ref.norms_LX, "l1_of_l2")).mean(0)
+def tanh_frequency(ref: Reference, c: float, s: float, latents: slice = slice(None)) -> Tensor:
+    p_L = torch.tanh(c * ref.f_BL * combine(ref.norms_LX, "l1_of_l2")).mean(0)[latents]
     return (p_L + p_L.square() / s).sum()
 
 
@@ -125,6 +125,10 @@ def terms(coder: SparseCoder, activation: str) -> dict[str, tuple[Term, Formula]
             per_token(lambda r: torch.tanh(2 * r.f_BL * combine(r.norms_LX, "l1_of_l2"))[:, 4:]),
         ),
         "tanh_freq": (TanhFrequency(1.5, 0.2), lambda r: tanh_frequency(r, 1.5, 0.2)),
+        "tanh_freq of some": (
+            TanhFrequency(1.5, 0.2, latents=slice(4, None)),
+            lambda r: tanh_frequency(r, 1.5, 0.2, slice(4, None)),
+        ),
         "aux_k": (AuxK(2, dead_after_tokens=50), lambda r: aux_k(r, 2, "l1_of_l2")),
         "aux_k unweighted": (AuxK(9, 50, norm="none"), lambda r: aux_k(r, 9, "none")),
     }
@@ -144,15 +148,13 @@ def terms(coder: SparseCoder, activation: str) -> dict[str, tuple[Term, Formula]
             PreActivation(coder.activation, dead_after_tokens=50),
             per_token(lambda r: ((r.threshold_L - r.z_BL).relu() * combine(r.norms_LX, "l1_of_l2"))[:, DEAD]),
         )
-    jumprelu = jumprelu_of(coder)
-    if jumprelu is not None:
-        found["l0"] = (ExpectedL0(jumprelu), per_token(lambda r: r.step()))
+        found["l0"] = (ExpectedL0(coder.activation), per_token(lambda r: r.step()))
         found["l0_quad"] = (
-            L0Quadratic(jumprelu, 3.0),
+            L0Quadratic(coder.activation, 3.0),
             lambda r: 2 / 3 * (r.step().sum() / len(r.y_BXD) - 3).square(),
         )
         found["l0_quad_rel"] = (
-            L0QuadraticRelative(jumprelu, 3.0),
+            L0QuadraticRelative(coder.activation, 3.0),
             lambda r: (r.step().sum() / len(r.y_BXD) / 3 - 1).square(),
         )
     return found

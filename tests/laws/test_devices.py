@@ -6,7 +6,7 @@ tensor that no CPU tensor can be mixed with.
 
 import pytest
 import torch
-from strategies import CROSS, L, jumprelu_of, random_batch, random_coder
+from strategies import CROSS, L, random_batch, random_coder
 
 from crosscode.losses import (
     FixedNMSE,
@@ -45,13 +45,13 @@ def test_forward_and_backward_stay_on_the_coders_device(shape: str, activation: 
         MatryoshkaSquaredError((2, 5)),
         L1OfNorms(latents=slice(3, None)),
         TanhSparsity(norm="l2"),
-        TanhFrequency(),
+        TanhFrequency(latents=slice(2, None)),
         AuxK(2, dead_after_tokens=8),
     ]
     if coder.decoder.out_dims[:1] == (2,):
         terms += [DeltaReconstruction(slice(0, 4)), DifferenceWeighting()]
-    jumprelu = jumprelu_of(coder)
-    if jumprelu is not None:
+    if activation in ("jumprelu", "jumprelu_gdm", "per_site_jumprelu"):
+        jumprelu = coder.activation
         terms += [PreActivation(jumprelu), ExpectedL0(jumprelu), L0QuadraticRelative(jumprelu, 3.0)]
     with torch.device("meta"):
         trace = Trace.of(coder, batch, silent_L)

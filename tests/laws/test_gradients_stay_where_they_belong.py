@@ -29,14 +29,14 @@ def test_masked_parameters_get_no_gradient(activation: str) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("activation", ["relu", "topk", "batch_topk", "per_site_mixed"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_aux_k_trains_dead_latents_only(shape: str, activation: str) -> None:
-    """No gradient on a live latent's encoder, bias or directions, nor on the decoder bias or the skip."""
+    """No gradient on a live latent's encoder, bias or directions, nor on thresholds, decoder bias or skip."""
     coder = random_coder(shape, activation)
     AuxK(3, dead_after_tokens=50)(Trace.of(coder, random_batch(coder), SILENT_L)).backward()
     for name, parameter in coder.named_parameters():
         gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        if name in ("decoder.b_dec_XoDo", "skip.W_skip_XiDiXoDo"):
+        if name in ("decoder.b_dec_XoDo", "skip.W_skip_XiDiXoDo") or "threshold" in name:
             assert (gradient == 0).all(), name
     if coder.encoder.b_enc_L is not None:
         assert (coder.encoder.b_enc_L.grad[LIVE] == 0).all()
@@ -51,7 +51,7 @@ def test_aux_k_trains_dead_latents_only(shape: str, activation: str) -> None:
         assert not torch.equal(coder.decoder.dense()[DEAD], W_dec[DEAD])
 
 
-@pytest.mark.parametrize("activation", ["relu", "jumprelu", "topk", "budgets_batch_topk"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_a_tied_gradient_is_the_sum_of_the_untied_ones(activation: str) -> None:
     """The shared half of a diffing decoder against a dense decoder with equal halves."""
     tied = random_coder("shared", activation)

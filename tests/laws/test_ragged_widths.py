@@ -28,6 +28,9 @@ from crosscode.models import (
     SparseCoder,
     Trace,
     acausal_crosscoder,
+    compound_cross_layer_transcoder,
+    cross_layer_transcoder,
+    transcoder,
 )
 from crosscode.penalties import L1OfNorms
 from crosscode.training import Trainer, Weighted
@@ -108,6 +111,20 @@ def test_padding_keeps_zero_weights_through_training(init: str, kind: str) -> No
     assert (coder(data[0].inputs_BXiDi)[:, 1, :, 3:] == 0).all()
 
 
+@pytest.mark.parametrize("rubbish", [7.0, float("nan")])
+def test_whatever_the_padding_holds_counts_for_nothing(rubbish: float) -> None:
+    """Losses, latents, FVU and reconstructions are those of padding with zeros, folded or not."""
+    coder = random_coder("ragged", "topk_l2")
+    x_BMPD = random_batch(coder).inputs_BXiDi
+    dirty_BMPD = x_BMPD.clone()
+    dirty_BMPD[:, 1, :, 3:] = rubbish
+    for each in (coder, coder.folded()):
+        clean, dirty = (Trace.of(each, Batch.autoencode(x)) for x in (x_BMPD, dirty_BMPD))
+        assert torch.equal(clean.latents_BL, dirty.latents_BL)
+        assert torch.equal(SummedSquaredError()(clean), SummedSquaredError()(dirty))
+        assert measure([FVU()], [clean]) == measure([FVU()], [dirty])
+
+
 def test_scales_are_measured_on_real_coordinates() -> None:
     """Each site's mean norm becomes the root of its own width."""
     coder = acausal_crosscoder(
@@ -151,3 +168,31 @@ def test_per_site_encoders_read_no_padding() -> None:
     encoder.assign_(torch.ones(2, 5, 6))
     assert (encoder.weights()[1, 3:] == 0).all()
     assert (encoder.weights()[0, :, :3] == 1).all()
+
+
+BUILDERS = {
+    "crosscoder": acausal_crosscoder(
+        n_models=2, n_hookpoints=1, d_model=5, n_latents=L, activation=ReLU(), widths_X=[5, 3]
+    ),
+    "transcoder": transcoder(5, L, ReLU(), d_out=4, skip=True, widths_Xi=[3], widths_Xo=[2]),
+    "clt": cross_layer_transcoder(5, 2, L, ReLU(), skip=True, widths_Xi=[4], widths_Xo=[5, 3]),
+    "compound": compound_cross_layer_transcoder(5, 2, L // 2, ReLU(), skip=True, widths_Xi=[4, 5], widths_Xo=[5, 3]),
+}
+
+
+@pytest.mark.parametrize("builder", BUILDERS)
+def test_builders_take_widths(builder: str) -> None:
+    """Each hands them on: of dense weights exactly the padding is left out."""
+    coder = BUILDERS[builder]
+    W_enc_XiDiL, W_dec_LXoDo = torch.ones_like(coder.encoder.weights()), torch.ones_like(coder.decoder.dense())
+    coder.encoder.assign_(W_enc_XiDiL)
+    coder.decoder.assign_(W_dec_LXoDo)
+    read = (coder.encoder.weights() != 0).any(-1).reshape(-1, coder.encoder.d_in).sum(-1)
+    written = (coder.decoder.dense() != 0).any(0).reshape(-1, coder.decoder.d_out).sum(-1)
+    wanted = {
+        "crosscoder": ([5, 3], [5, 3]),
+        "transcoder": ([3], [2]),
+        "clt": ([4], [5, 3]),
+        "compound": ([4, 5], [5, 3]),
+    }
+    assert (read.tolist(), written.tolist()) == wanted[builder]

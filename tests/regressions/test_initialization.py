@@ -21,6 +21,7 @@ from crosscode.initialization import (
     calibration,
 )
 from crosscode.initialization.calibration import quantile_L
+from crosscode.initialization.data import scaled_inputs, scaled_targets
 from crosscode.models import (
     DenseDecoder,
     DenseEncoder,
@@ -114,6 +115,15 @@ def test_calibration_goes_by_chunks_of_latents(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(calibration, "MOST_QUANTILE_ELEMENTS", 120 * 4 * 5)
     torch.testing.assert_close(quantile_L(coder, data, 0.3, 120), whole_L)
     assert widest == [5, 5, 2]
+
+
+@pytest.mark.parametrize("scaled", [scaled_inputs, scaled_targets])
+def test_calibration_measures_on_the_coders_device(scaled) -> None:
+    """Fault 29: the data is moved, batch by batch; on `meta`, left where it was it could not be scaled at all."""
+    data = batches(sae(4, L, ReLU()))
+    x_ND = scaled(sae(4, L, ReLU()).to("meta"), data, 100)
+    assert x_ND.device.type == "meta"
+    assert x_ND.shape == (120, 4)
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,8 @@ def test_every_coder_is_a_module_that_copies(shape: str, activation: str) -> Non
     assert isinstance(coder, nn.Module)
     assert {name for name, _ in twin.named_parameters()} == {name for name, _ in coder.named_parameters()}
     assert torch.equal(twin(x_BXiDi), coder(x_BXiDi))
+    ours, its = ({t.untyped_storage().data_ptr() for t in (*of.parameters(), *of.buffers())} for of in (coder, twin))
+    assert ours.isdisjoint(its)
     with torch.no_grad():
         for parameter in twin.parameters():
             parameter.zero_()

@@ -64,6 +64,17 @@ def test_the_style_of_separate_budgets_is_trained(style: str, built) -> None:
     assert [part.k for part in (activation.shared, activation.exclusive)] == [2, 3]
 
 
+@pytest.mark.parametrize("ste_to_input", [True, False])
+def test_the_estimators_reach_is_as_asked(ste_to_input: bool, built) -> None:
+    """Fault 23: `--ste-to-input` reaches the JumpReLU, and what is inside the window gets a gradient only with it."""
+    trainer, _ = built("jan_update_jumprelu", ste_to_input=ste_to_input, bandwidth=2.0, threshold=0.5)
+    jumprelu = trainer.model.activation
+    assert jumprelu.ste_to_input == ste_to_input
+    z_BL = torch.full((1, 32), 0.25, requires_grad=True)
+    jumprelu(z_BL).dense().sum().backward()
+    assert (z_BL.grad != 0).all() == ste_to_input
+
+
 @pytest.mark.parametrize("dead_after", [0.1, 0.5])
 def test_dead_has_one_meaning(dead_after: float, built) -> None:
     """The silence that AuxK revives after is the one that every figure counts with."""

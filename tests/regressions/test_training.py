@@ -160,6 +160,25 @@ def test_a_shared_scale_is_measured_over_all_batches() -> None:
     assert trainer.model.scale_in_Xi.item() == pytest.approx(0.5)  # sqrt(4) over a mean norm of (6 + 2) / 2
 
 
+class Movable(Batch):
+    """A batch that remembers where it was moved, and is doubled there."""
+
+    def to(self, where: torch.device | str) -> Batch:
+        self.inputs_BXiDi.moved_to = where
+        return Batch.autoencode(self.inputs_BXiDi * 2)
+
+
+def test_batches_are_moved_to_the_coder() -> None:
+    """Fault 37: every batch, those of a step as well; the trainer reads the moved one and leaves the other be."""
+    data = [Movable.autoencode(batch.inputs_BXiDi) for batch in batches(3)]
+    read: list[torch.Tensor] = []
+    trainer = run(data, 3, callbacks=[lambda trainer, report: read.append(report.trace.inputs_BXiDi)])
+    trainer.train()
+    for batch, inputs_BD in zip(data, read, strict=True):
+        assert batch.inputs_BXiDi.moved_to == trainer.model.device
+        assert torch.equal(inputs_BD, 2 * batch.inputs_BXiDi)
+
+
 class Averaging(torch.optim.SGD):
     """An optimizer that trains at one point and is evaluated at another, as schedule-free ones are."""
 

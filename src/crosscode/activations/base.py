@@ -1,6 +1,6 @@
 """What an activation is."""
 
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -70,11 +70,16 @@ class Activation(nn.Module):
         """Set inference thresholds from what was seen since `begin_calibration`."""
 
 
+@runtime_checkable
 class Thresholded(Protocol):
     """An activation with a positive threshold for each latent: a `JumpReLU`, or one for each site."""
 
     @property
     def threshold_L(self) -> Tensor: ...
+
+    def step(self, pre: Tensor, pattern: Pattern | None = None) -> Tensor:
+        """`1[z > theta]` of a matrix, or of the entries of a pattern, differentiable by an estimator."""
+        ...
 
 
 def scores(pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None) -> Float[Tensor, "B L"]:

@@ -8,13 +8,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from crosscode.activations.base import Activation
-from crosscode.checks import positive
+from crosscode.checks import count, one_of, positive
 from crosscode.errors import BadInput
 from crosscode.kernels.pattern import Pattern
 from crosscode.kernels.selection import entries_where
 from crosscode.kernels.sparse import gather
 from crosscode.latents import Latents
 from crosscode.module import module
+
+Parametrisation = Literal["log", "raw"]
 
 
 def _window(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
@@ -78,14 +80,15 @@ class JumpReLU(Activation):
     threshold: float = 1.105
     bandwidth: float = 2.0
     ste_to_input: bool = True
-    parametrisation: Literal["log", "raw"] = attrs.field(default="log")
+    parametrisation: Parametrisation = "log"
     codes = "either"
     is_rescalable = True
 
     def __attrs_post_init__(self) -> None:
-        positive("JumpReLU.n_latents", self.n_latents)
+        count("JumpReLU.n_latents", self.n_latents)
         positive("JumpReLU.threshold", self.threshold)
         positive("JumpReLU.bandwidth", self.bandwidth)
+        one_of("JumpReLU.parametrisation", self.parametrisation, Parametrisation)
         start_L = torch.full((self.n_latents,), float(self.threshold))
         self.stored_threshold_L = nn.Parameter(start_L.log() if self.parametrisation == "log" else start_L)
 

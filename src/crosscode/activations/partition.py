@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from crosscode.activations.base import Activation, Codes, ScoreNorm
-from crosscode.checks import at_least, at_most, positive
+from crosscode.checks import at_least, at_most, count, positive
 from crosscode.errors import BadInput
 from crosscode.kernels.pattern import Pattern
 from crosscode.latents import Latents
@@ -128,7 +128,24 @@ class PerSite(_Partition):
     @property
     def threshold_L(self) -> Float[Tensor, " L"]:
         """The thresholds of all sites' latents, where every site's activation has them (JumpReLU)."""
-        return torch.cat([part.threshold_L for part in self.activations])  # type: ignore[attr-defined]
+        return torch.cat([part.threshold_L for part in self._thresholded()])
+
+    def step(self, pre: Float[Tensor, "*entries"], pattern: Pattern | None = None) -> Float[Tensor, "*entries"]:
+        """`1[z > theta]` of all sites' latents, as a matrix or as entries: its sum is a differentiable L0."""
+        if pattern is None:
+            sites = zip(self._thresholded(), ranges(self.sizes(pre.shape[-1])))
+            return torch.cat([part.step(pre[..., at]) for part, at in sites], dim=-1)
+        steps_N = torch.zeros_like(pre)
+        for part, at in zip(self._thresholded(), ranges(self.sizes(pattern.n_columns))):
+            own_n, own = pattern.columns(at)
+            steps_N = steps_N.index_put((own_n,), part.step(pre[own_n], own))
+        return steps_N
+
+    def _thresholded(self) -> Sequence[Any]:
+        without = [type(part).__name__ for part in self.activations if not hasattr(part, "threshold_L")]
+        if without:
+            raise BadInput(f"PerSite has no thresholds at every site: {', '.join(without)} has none (JumpReLU has).")
+        return self.parts()
 
     def rescaled(self, a_L: Float[Tensor, " L"]) -> "PerSite":
         at_sites = ranges(self.sizes(len(a_L)))
@@ -153,7 +170,9 @@ class SeparateBudgets(_Partition):
     n_shared: int
 
     def __attrs_post_init__(self) -> None:
-        at_least("SeparateBudgets.n_shared", self.n_shared, 1)
+        count("SeparateBudgets.n_shared", self.n_shared)
+        if self.shared is self.exclusive:
+            raise BadInput("SeparateBudgets.shared and exclusive are one activation: they would share its threshold.")
 
     def parts(self) -> Sequence[Activation]:
         return [self.shared, self.exclusive]
@@ -190,7 +209,10 @@ class Priced(Activation):
 
     def __attrs_post_init__(self) -> None:
         positive("Priced.price", self.price)
-        at_least("Priced.n_shared", self.n_shared, 0)
+        count("Priced.n_shared", self.n_shared, least=0)
+        if self.activation.codes != "sparse":
+            who = type(self.activation).__name__
+            raise BadInput(f"Priced.activation is a {who}, which ranks no latents: a price needs a TopK-style one.")
 
     @property
     def needs_calibration(self) -> bool:  # type: ignore[override]

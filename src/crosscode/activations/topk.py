@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crosscode.activations.base import Activation, ScoreNorm, scores
-from crosscode.checks import at_least, at_most
-from crosscode.errors import CrosscodeError
+from crosscode.checks import at_least, at_most, count, one_of
+from crosscode.errors import BadInput, CrosscodeError
 from crosscode.kernels.pattern import Pattern
 from crosscode.kernels.selection import entries_where, max_of_groups, top_k_of_batch, top_k_of_rows
 from crosscode.module import module
@@ -34,6 +34,14 @@ class _Ranking(Activation):
     k: int
     weighted: bool
     norm: ScoreNorm
+
+    def _check_arguments(self, k_start: int | None = None, anneal_steps: int = 0) -> None:
+        who = type(self).__name__
+        count(f"{who}.k", self.k)
+        one_of(f"{who}.norm", self.norm, ScoreNorm)
+        at_least(f"{who}.anneal_steps", anneal_steps, 0)
+        if k_start is not None:
+            count(f"{who}.k_start", k_start, least=self.k)
 
     @property
     def score_norm(self) -> ScoreNorm | None:
@@ -66,7 +74,7 @@ class TopK(_Ranking):
     anneal_steps: int = 0
 
     def __attrs_post_init__(self) -> None:
-        at_least("TopK.k", self.k, 1)
+        self._check_arguments(self.k_start, self.anneal_steps)
         self.k_now = self.k
 
     def at_step(self, step: int, num_steps: int) -> None:
@@ -107,7 +115,10 @@ class BatchTopK(_Ranking):
     needs_calibration = True
 
     def __attrs_post_init__(self) -> None:
-        at_least("BatchTopK.k", self.k, 1)
+        self._check_arguments(self.k_start, self.anneal_steps)
+        if not 0 <= self.ema_decay < 1:
+            raise BadInput(f"BatchTopK.ema_decay={self.ema_decay} must be at least 0 and less than 1.")
+        at_least("BatchTopK.ema_start", self.ema_start, 0)
         self.threshold: Tensor
         self.register_buffer("threshold", torch.tensor(-1.0, dtype=torch.float64))  # -1: not set yet
         self.k_now, self.decay_now = self.k, self.ema_decay
@@ -190,7 +201,7 @@ class GroupMax(_Ranking):
     norm: ScoreNorm = "l1_of_l2"
 
     def __attrs_post_init__(self) -> None:
-        at_least("GroupMax.k", self.k, 1)
+        self._check_arguments()
 
     def select(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Pattern:
         return max_of_groups(scores(pre_BL, score_norms_L), self.k)

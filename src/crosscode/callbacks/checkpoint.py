@@ -2,10 +2,12 @@
 
 import warnings
 from pathlib import Path
+from typing import ClassVar
 
 import attrs
 
 from crosscode.checks import at_least
+from crosscode.phases import Phase
 from crosscode.training import StepReport, Trainer, delete_checkpoints, save_checkpoint
 
 
@@ -22,6 +24,7 @@ class Checkpoint:
         keep: how many of them stay.
     """
 
+    phase: ClassVar[Phase] = "checkpoints"
     directory: Path = attrs.field(converter=Path)
     every: int = attrs.field(default=1000, kw_only=True)
     keep: int = attrs.field(default=2, kw_only=True)

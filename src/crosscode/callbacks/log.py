@@ -6,11 +6,12 @@
 """
 
 import json
+import os
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Literal, Protocol, runtime_checkable
+from typing import IO, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import attrs
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from crosscode.checks import at_least
 from crosscode.metrics import Metric, measure
+from crosscode.phases import Phase
 from crosscode.training import StepReport, Trainer, describe
 
 
@@ -49,6 +51,7 @@ class Log:
         samples_every: steps between histograms, which are costlier.
     """
 
+    phase: ClassVar[Phase] = "logging"
     sinks: Sequence[Sink] = attrs.field(converter=_as_sinks)
     every: int = attrs.field(default=50, kw_only=True)
     metrics: Sequence[Metric] = attrs.field(default=(), kw_only=True)
@@ -181,6 +184,8 @@ class WeightsAndBiases:
             self._try(self._open, trainer)
 
     def _open(self, trainer: Trainer) -> None:
+        if self.mode == "offline":  # else wandb itself would call home
+            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
         if self.directory is not None:

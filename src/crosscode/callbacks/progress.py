@@ -1,22 +1,29 @@
 """A progress bar."""
 
-from typing import Any
+import math
+import time
+from typing import Any, ClassVar
 
 import attrs
 
 from crosscode.metrics import FVU, L0, measure
+from crosscode.phases import Phase
 from crosscode.training import StepReport, Trainer
 
 
 @attrs.define(eq=False)
 class ProgressBar:
-    """A bar with loss, L0 and pooled FVU of the latest batch.
+    """A bar with loss, L0 and pooled FVU of a recent batch.
 
     Args:
-        every: steps between refreshes of the numbers.
+        every: steps between refreshes of the numbers, at the least.
+        seconds: time between them, at the least: to measure more often than anyone can read would slow short steps.
     """
 
+    phase: ClassVar[Phase] = "logging"
     every: int = 10
+    seconds: float = attrs.field(default=1.0, kw_only=True)
+    _refreshed: float = attrs.field(default=-math.inf, init=False, repr=False)
     _bar: Any = attrs.field(default=None, init=False, repr=False)
 
     def on_start(self, trainer: Trainer) -> None:
@@ -27,10 +34,12 @@ class ProgressBar:
         )
 
     def __call__(self, trainer: Trainer, report: StepReport) -> None:
-        if report.step % self.every == 0 or report.step == trainer.num_steps:
+        due = report.step % self.every == 0 and time.monotonic() - self._refreshed >= self.seconds
+        if due or report.step == trainer.num_steps:
             numbers = measure([FVU(), L0()], [report.trace])
             shown = {"loss": float(report.loss), "L0": numbers["l0/mean"], "FVU": numbers["fvu/pooled"]}
             self._bar.set_postfix({name: f"{value:.4g}" for name, value in shown.items()}, refresh=False)
+            self._refreshed = time.monotonic()
         self._bar.update(1)
         if report.step == trainer.num_steps and trainer.model.activation.needs_calibration:
             self._bar.set_description("setting thresholds")

@@ -30,7 +30,7 @@ from torch import Tensor
 from crosscode.data.language_model import LanguageModel
 from crosscode.errors import BadInput
 
-FORMAT = 1
+FORMAT = 2  # also changes when models come to give other activations: 2 since attention is SDPA, not eager
 TENSOR = "acts_HSPD"
 LARGEST_INDEX = LARGEST_HEADER = 1 << 16  # bytes
 ABANDONED = 3600  # seconds after which a temporary file, or a shard without index, belongs to nobody

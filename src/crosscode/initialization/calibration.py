@@ -9,6 +9,7 @@ from torch import Tensor
 
 from crosscode.activations import JumpReLU
 from crosscode.batch import Batch
+from crosscode.checks import count
 from crosscode.errors import BadInput
 from crosscode.initialization.data import scaled_inputs
 from crosscode.initialization.weights import require_autoencoder, transposed, uniform, zero_biases
@@ -38,6 +39,13 @@ def default_firing_rate(n_latents: int) -> float:
     return min(10_000 / n_latents, 0.3)
 
 
+def _require_own(coder: SparseCoder, jumprelu: JumpReLU, who: str) -> None:
+    """Another coder's thresholds would set this one's biases wrongly, and nothing would tell."""
+    if not any(part is jumprelu for part in coder.modules()):
+        raise BadInput(f"{who}.jumprelu is no part of the coder: hand over the very JumpReLU it was built with.")
+    jumprelu.check(coder.n_latents)
+
+
 def _check_rate(instance: object, field: "attrs.Attribute[float | None]", value: float | None) -> None:
     if value is not None and not 0 < value < 1:
         raise BadInput(f"{type(instance).__name__}.firing_rate={value} must lie between 0 and 1.")
@@ -62,9 +70,13 @@ class JanUpdate:
     n_tokens: int = 20_000
     seed: int = 0
 
+    def __attrs_post_init__(self) -> None:
+        count("JanUpdate.n_tokens", self.n_tokens)
+
     @torch.no_grad()
     def __call__(self, coder: SparseCoder, data: Iterable[Batch]) -> None:
         require_autoencoder(coder, "JanUpdate")
+        _require_own(coder, self.jumprelu, "JanUpdate")
         draw_jan_update_weights(coder, self.seed)
         if coder.encoder.b_enc_L is None:
             raise BadInput("JanUpdate needs an encoder with a bias; use JumpReLUWithoutBias.")
@@ -89,9 +101,13 @@ class JumpReLUWithoutBias:
     n_tokens: int = 20_000
     seed: int = 0
 
+    def __attrs_post_init__(self) -> None:
+        count("JumpReLUWithoutBias.n_tokens", self.n_tokens)
+
     @torch.no_grad()
     def __call__(self, coder: SparseCoder, data: Iterable[Batch]) -> None:
         require_autoencoder(coder, "JumpReLUWithoutBias")
+        _require_own(coder, self.jumprelu, "JumpReLUWithoutBias")
         if coder.encoder.b_enc_L is not None:
             raise BadInput("JumpReLUWithoutBias needs an encoder with bias=False.")
         draw_jan_update_weights(coder, self.seed)

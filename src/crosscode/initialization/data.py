@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crosscode.batch import Batch
-from crosscode.checks import at_least
+from crosscode.checks import count, one_of
 from crosscode.errors import BadInput
 from crosscode.models import SparseCoder
 from crosscode.shapes import Dims, real_coordinates
@@ -88,6 +88,10 @@ class Remembered:
         yield from islice(one_epoch(self.data), n_given, None)
 
 
+Normalization = Literal["mean_norm", "unit_rms", "standardize"]
+Centre = Literal["mean", "geometric_median"]
+
+
 @attrs.frozen
 class NormalizeActivations:
     """One scale per model and hookpoint, so that all contribute comparably; the coder applies and saves it.
@@ -100,10 +104,11 @@ class NormalizeActivations:
     """
 
     n_tokens: int = 100_000
-    kind: Literal["mean_norm", "unit_rms", "standardize"] = "mean_norm"
+    kind: Normalization = "mean_norm"
 
     def __attrs_post_init__(self) -> None:
-        at_least("NormalizeActivations.n_tokens", self.n_tokens, 1)
+        count("NormalizeActivations.n_tokens", self.n_tokens)
+        one_of("NormalizeActivations.kind", self.kind, Normalization)
 
     @torch.no_grad()
     def __call__(self, coder: SparseCoder, data: Iterable[Batch]) -> None:
@@ -145,7 +150,7 @@ class _SiteStatistics:
         self.square_X += norm_BX.square().sum(0).cpu()
         self.sum_XD += raw_BXD.sum(0).cpu()
 
-    def scale_and_shift(self, kind: str) -> tuple[Tensor, Tensor]:
+    def scale_and_shift(self, kind: Normalization) -> tuple[Tensor, Tensor]:
         zero_XD = torch.zeros_like(self.sum_XD)
         if not (self.norm_X > 0).all():
             raise BadInput("activations are zero at some model and hookpoint: they cannot be normalised.")
@@ -167,8 +172,12 @@ class DecoderBias:
         n_tokens: how many tokens it is measured on.
     """
 
-    centre: Literal["mean", "geometric_median"] = "mean"
+    centre: Centre = "mean"
     n_tokens: int = 20_000
+
+    def __attrs_post_init__(self) -> None:
+        one_of("DecoderBias.centre", self.centre, Centre)
+        count("DecoderBias.n_tokens", self.n_tokens)
 
     @torch.no_grad()
     def __call__(self, coder: SparseCoder, data: Iterable[Batch]) -> None:

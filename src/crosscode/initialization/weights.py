@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crosscode.batch import Batch
-from crosscode.checks import at_least, at_most, positive
+from crosscode.checks import at_most, count, positive
 from crosscode.errors import BadInput
 from crosscode.initialization.data import scaled_inputs, scaled_targets
 from crosscode.models import SparseCoder
@@ -71,7 +71,7 @@ class AnthropicTranspose:
     seed: int = 0
 
     def __attrs_post_init__(self) -> None:
-        positive(f"{type(self).__name__}.norm", self.norm)
+        positive("AnthropicTranspose.norm", self.norm)
 
     def __call__(self, coder: SparseCoder, data: Iterable[Batch]) -> None:
         require_autoencoder(coder, "AnthropicTranspose")
@@ -89,6 +89,9 @@ class SameAcrossSites:
 
     norm: float = 1.0
     seed: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        positive("SameAcrossSites.norm", self.norm)
 
     def __call__(self, coder: SparseCoder, data: Iterable[Batch]) -> None:
         require_autoencoder(coder, "SameAcrossSites")
@@ -119,12 +122,14 @@ class IdenticalLatents:
     n_shared: int
 
     def __attrs_post_init__(self) -> None:
-        at_least("IdenticalLatents.n_shared", self.n_shared, 0)
+        count("IdenticalLatents.n_shared", self.n_shared, least=0)
 
     @torch.no_grad()
     def __call__(self, coder: SparseCoder, data: Iterable[Batch]) -> None:
         at_most("IdenticalLatents.n_shared", self.n_shared, coder.n_latents, "n_latents")
         require_autoencoder(coder, "IdenticalLatents")
+        if not coder.decoder.out_dims:
+            raise BadInput("IdenticalLatents needs models as the first crosscoding dimension, but the coder has none.")
         shared, M = slice(0, self.n_shared), coder.decoder.out_dims[0]
         W_dec_LMPD, W_enc_MPDL = coder.decoder.dense().clone(), coder.encoder.weights().clone()
         W_dec_LMPD[shared] = repeat(W_dec_LMPD[shared, 0], "L ... -> L M ...", M=M)
@@ -144,6 +149,10 @@ class CLTUniform:
 
     n_latents_per_site: int | None = None
     seed: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        if self.n_latents_per_site is not None:
+            count("CLTUniform.n_latents_per_site", self.n_latents_per_site)
 
     @torch.no_grad()
     def __call__(self, coder: SparseCoder, data: Iterable[Batch]) -> None:
@@ -175,6 +184,10 @@ class ZeroDecoderSkip:
     n_tokens: int = 20_000
     seed: int = 0
 
+    def __attrs_post_init__(self) -> None:
+        positive("ZeroDecoderSkip.norm", self.norm)
+        count("ZeroDecoderSkip.n_tokens", self.n_tokens)
+
     @torch.no_grad()
     def __call__(self, coder: SparseCoder, data: Iterable[Batch]) -> None:
         if coder.activation.score_norm is not None:
@@ -200,6 +213,11 @@ class OrthogonalSkip:
     norm: float = 1.0
     n_tokens: int = 20_000
     seed: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        positive("OrthogonalSkip.gain", self.gain)
+        positive("OrthogonalSkip.norm", self.norm)
+        count("OrthogonalSkip.n_tokens", self.n_tokens)
 
     @torch.no_grad()
     def __call__(self, coder: SparseCoder, data: Iterable[Batch]) -> None:

@@ -60,7 +60,7 @@ class MeanNorm:
 
 @attrs.frozen
 class FractionOfVarianceUnexplained:
-    """`sum e^2 / sum (y - batch mean)^2` over the whole batch (sparsify)."""
+    """`sum e^2 / sum (y - batch mean)^2` over the whole batch (sparsify); under accumulation, over each micro-batch."""
 
     def __call__(self, trace: Trace) -> Float[Tensor, ""]:
         y_BXoDo = trace.targets_BXoDo.to(trace.error_BXoDo.dtype)

@@ -4,7 +4,8 @@ import attrs
 import torch
 from torch import Tensor
 
-from crosscode.checks import at_least
+from crosscode.checks import at_least, at_most, count
+from crosscode.errors import BadInput
 from crosscode.models import Trace
 
 
@@ -20,6 +21,12 @@ class L0:
     n_shared: int | None = None
     per_site: int | None = None
 
+    def __attrs_post_init__(self) -> None:
+        if self.n_shared is not None:
+            count("L0.n_shared", self.n_shared, least=0)
+        if self.per_site is not None:
+            count("L0.per_site", self.per_site)
+
     def start(self) -> "_L0Counts":
         return _L0Counts(self)
 
@@ -34,9 +41,12 @@ class _L0Counts:
     def _ranges(self, n_latents: int) -> dict[str, slice]:
         ranges = {}
         if self.asked.n_shared is not None:
+            at_most("L0.n_shared", self.asked.n_shared, n_latents, "n_latents")
             ranges["l0/shared"] = slice(0, self.asked.n_shared)
             ranges["l0/exclusive"] = slice(self.asked.n_shared, n_latents)
         if self.asked.per_site is not None:
+            if n_latents % self.asked.per_site:
+                raise BadInput(f"L0.per_site={self.asked.per_site} does not divide n_latents={n_latents}.")
             size = n_latents // self.asked.per_site
             ranges |= {f"l0/site_{p}": slice(p * size, (p + 1) * size) for p in range(self.asked.per_site)}
         return ranges

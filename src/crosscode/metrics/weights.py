@@ -7,6 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crosscode.activations import Thresholded
+from crosscode.checks import count
+from crosscode.errors import BadInput
 from crosscode.models import Trace
 
 
@@ -44,6 +46,14 @@ class _Last:
         return self.compute(self.trace)  # type: ignore[operator]
 
 
+def _check_models(trace: Trace, metric: "DecoderNormRatio | DecoderCosine") -> None:
+    """Both models must be there: a coder without crosscoding dimensions has none to compare."""
+    dims, who = trace.model.decoder.out_dims, type(metric).__name__
+    if not dims or max(metric.model, metric.other) >= dims[0]:
+        asked = f"{who}(model={metric.model}, other={metric.other})"
+        raise BadInput(f"{asked} compares models along the first crosscoding dimension, but the coder writes {dims}.")
+
+
 @attrs.frozen
 class DecoderNormRatio:
     """The relative decoder norm `rho` of two models and how many latents lie in the classical bins (<0.1, >0.9).
@@ -56,10 +66,15 @@ class DecoderNormRatio:
     model: int = 1
     other: int = 0
 
+    def __attrs_post_init__(self) -> None:
+        count("DecoderNormRatio.model", self.model, least=0)
+        count("DecoderNormRatio.other", self.other, least=0)
+
     def start(self) -> _Last:
         return _Last(self._compute)
 
     def _compute(self, trace: Trace) -> dict[str, float | Tensor]:
+        _check_models(trace, self)
         rho_L = relative_norm(trace.decoder_norms_LXo, self.model, self.other)
         return {
             "relative_norm": rho_L,
@@ -80,10 +95,15 @@ class DecoderCosine:
     model: int = 1
     other: int = 0
 
+    def __attrs_post_init__(self) -> None:
+        count("DecoderCosine.model", self.model, least=0)
+        count("DecoderCosine.other", self.other, least=0)
+
     def start(self) -> _Last:
         return _Last(self._compute)
 
     def _compute(self, trace: Trace) -> dict[str, float | Tensor]:
+        _check_models(trace, self)
         W_LMPD = rearrange(trace.model.decoder.dense().detach().double(), "L M ... D -> L M (...) D")
         a_LPD, b_LPD = W_LMPD[:, self.other], W_LMPD[:, self.model]
         norms_LP = a_LPD.norm(dim=-1) * b_LPD.norm(dim=-1)

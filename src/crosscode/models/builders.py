@@ -3,10 +3,17 @@
 from collections.abc import Sequence
 
 from crosscode.activations import Activation
+from crosscode.checks import count
 from crosscode.models.coder import SparseCoder
 from crosscode.models.decoders import CausalDecoder, DenseDecoder
 from crosscode.models.encoders import DenseEncoder, PerSiteEncoder
 from crosscode.models.skip import LinearSkip
+from crosscode.shapes import Dims, check_widths
+
+
+def _widths(name: str, dims: Dims, width: int, widths: Sequence[int] | None) -> Dims | None:
+    check_widths(name, dims, width, widths)
+    return None if widths is None else tuple(widths)
 
 
 def sae(d_model: int, n_latents: int, activation: Activation) -> SparseCoder:
@@ -21,7 +28,13 @@ def sae(d_model: int, n_latents: int, activation: Activation) -> SparseCoder:
 
 
 def transcoder(
-    d_in: int, n_latents: int, activation: Activation, d_out: int | None = None, skip: bool = False
+    d_in: int,
+    n_latents: int,
+    activation: Activation,
+    d_out: int | None = None,
+    skip: bool = False,
+    widths_Xi: Sequence[int] | None = None,
+    widths_Xo: Sequence[int] | None = None,
 ) -> SparseCoder:
     """A transcoder: reads one site (an MLP's input), writes another (the MLP's output).
 
@@ -31,12 +44,14 @@ def transcoder(
         activation: any activation.
         d_out: width written (`Do`); `d_in` if not given.
         skip: whether a linear skip from input to output is learned beside the latents.
+        widths_Xi: `(real width,)` of the input, where it is padded to `d_in`.
+        widths_Xo: `(real width,)` of the output, where it is padded to `d_out`.
     """
     d_out = d_in if d_out is None else d_out
     return SparseCoder(
-        DenseEncoder((), d_in, n_latents),
+        DenseEncoder((), d_in, n_latents, widths_Xi=_widths("widths_Xi", (), d_in, widths_Xi)),
         activation,
-        DenseDecoder(n_latents, (), d_out),
+        DenseDecoder(n_latents, (), d_out, widths_Xo=_widths("widths_Xo", (), d_out, widths_Xo)),
         LinearSkip((), d_in, (), d_out) if skip else None,
     )
 
@@ -62,8 +77,10 @@ def acausal_crosscoder(
         activation: any activation.
         widths_X: real width of each (model, hookpoint), row-major, where they differ.
     """
+    count("n_models", n_models)
+    count("n_hookpoints", n_hookpoints)
     dims = (n_models, n_hookpoints)
-    widths = None if widths_X is None else tuple(widths_X)
+    widths = _widths("widths_X", dims, d_model, widths_X)
     return SparseCoder(
         DenseEncoder(dims, d_model, n_latents, widths_Xi=widths),
         activation,
@@ -78,42 +95,58 @@ def cross_layer_transcoder(
     activation: Activation,
     skip: bool = False,
     skip_targets: Sequence[int] = (0,),
+    widths_Xi: Sequence[int] | None = None,
+    widths_Xo: Sequence[int] | None = None,
 ) -> SparseCoder:
     """A cross-layer transcoder: one source site, `n_targets` target sites.
 
     Args:
-        d_model: width of source and targets (`D`).
+        d_model: width of source and targets (`D`), the widest if they differ.
         n_targets: how many target hookpoints (`P`).
         n_latents: how many latents (`L`).
         activation: any activation.
         skip: whether a linear skip is learned.
         skip_targets: which targets the skip writes to: the source's own layer's output, here the first.
+        widths_Xi: `(real width,)` of the source, where it is padded to `d_model`.
+        widths_Xo: real width of each target, where they differ.
     """
+    count("n_targets", n_targets)
     pairs = tuple((0, target) for target in skip_targets)
     return SparseCoder(
-        DenseEncoder((), d_model, n_latents),
+        DenseEncoder((), d_model, n_latents, widths_Xi=_widths("widths_Xi", (), d_model, widths_Xi)),
         activation,
-        DenseDecoder(n_latents, (n_targets,), d_model),
+        DenseDecoder(
+            n_latents, (n_targets,), d_model, widths_Xo=_widths("widths_Xo", (n_targets,), d_model, widths_Xo)
+        ),
         LinearSkip((), d_model, (n_targets,), d_model, pairs) if skip else None,
     )
 
 
 def compound_cross_layer_transcoder(
-    d_model: int, n_sites: int, n_latents_per_site: int, activation: Activation, skip: bool = False
+    d_model: int,
+    n_sites: int,
+    n_latents_per_site: int,
+    activation: Activation,
+    skip: bool = False,
+    widths_Xi: Sequence[int] | None = None,
+    widths_Xo: Sequence[int] | None = None,
 ) -> SparseCoder:
     """The compound CLT of Circuit Tracing (2025): each layer's latents read there and write there and above.
 
     Args:
-        d_model: width of inputs and targets (`D`).
+        d_model: width of inputs and targets (`D`), the widest if they differ.
         n_sites: how many layers (`P`).
         n_latents_per_site: latents of each layer (`Lp`).
         activation: one activation per layer (`PerSite`), or one that selects over all.
         skip: whether each layer's input feeds the same layer's output linearly.
+        widths_Xi: real width of each layer's input, where they differ.
+        widths_Xo: real width of each layer's output, where they differ.
     """
-    pairs = tuple((i, i) for i in range(n_sites))
+    count("n_sites", n_sites)
+    dims, pairs = (n_sites,), tuple((i, i) for i in range(n_sites))
     return SparseCoder(
-        PerSiteEncoder((n_sites,), d_model, n_latents_per_site),
+        PerSiteEncoder(dims, d_model, n_latents_per_site, widths_Xi=_widths("widths_Xi", dims, d_model, widths_Xi)),
         activation,
-        CausalDecoder(n_latents_per_site, (n_sites,), d_model),
-        LinearSkip((n_sites,), d_model, (n_sites,), d_model, pairs) if skip else None,
+        CausalDecoder(n_latents_per_site, dims, d_model, widths_Xo=_widths("widths_Xo", dims, d_model, widths_Xo)),
+        LinearSkip(dims, d_model, dims, d_model, pairs) if skip else None,
     )

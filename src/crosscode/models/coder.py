@@ -17,6 +17,7 @@ from crosscode.models.encoders import Encoder
 from crosscode.models.norms import combined_norm_L
 from crosscode.models.skip import LinearSkip
 from crosscode.module import module
+from crosscode.shapes import real_coordinates
 
 
 def _expect(name: str, raw: Tensor, like: Tensor) -> None:
@@ -65,6 +66,14 @@ class SparseCoder(nn.Module):
         self.register_buffer("scale_out_Xo", torch.ones(out_dims))
         self.register_buffer("shift_in_XiDi", torch.zeros(*in_dims, self.encoder.d_in))
         self.register_buffer("shift_out_XoDo", torch.zeros(*out_dims, self.decoder.d_out))
+        self.padding_in_XiDi: Tensor | None
+        self.padding_out_XoDo: Tensor | None
+        for name, dims, d, widths in (
+            ("padding_in_XiDi", in_dims, self.encoder.d_in, self.encoder.widths_Xi),
+            ("padding_out_XoDo", out_dims, self.decoder.d_out, self.decoder.widths_Xo),
+        ):
+            padding_XD = None if widths is None else ~real_coordinates(dims, d, widths)
+            self.register_buffer(name, padding_XD, persistent=False)
 
     @property
     def n_latents(self) -> int:
@@ -82,12 +91,14 @@ class SparseCoder(nn.Module):
         _expect("targets_BXoDo", batch.targets_BXoDo, self.shift_out_XoDo)
 
     def scale_inputs(self, raw_BXiDi: Float[Tensor, "B *Xi Di"]) -> Float[Tensor, "B *Xi Di"]:
-        """Raw inputs into scaled space."""
-        return (raw_BXiDi - self.shift_in_XiDi) * self.scale_in_Xi[..., None]
+        """Raw inputs into scaled space; what a narrower site's padding holds counts as 0."""
+        scaled_BXiDi = (raw_BXiDi - self.shift_in_XiDi) * self.scale_in_Xi[..., None]
+        return scaled_BXiDi if self.padding_in_XiDi is None else scaled_BXiDi.masked_fill(self.padding_in_XiDi, 0.0)
 
     def scale_targets(self, raw_BXoDo: Float[Tensor, "B *Xo Do"]) -> Float[Tensor, "B *Xo Do"]:
-        """Raw targets into scaled space."""
-        return (raw_BXoDo - self.shift_out_XoDo) * self.scale_out_Xo[..., None]
+        """Raw targets into scaled space; what a narrower site's padding holds counts as 0."""
+        scaled_BXoDo = (raw_BXoDo - self.shift_out_XoDo) * self.scale_out_Xo[..., None]
+        return scaled_BXoDo if self.padding_out_XoDo is None else scaled_BXoDo.masked_fill(self.padding_out_XoDo, 0.0)
 
     def unscale_outputs(self, recon_BXoDo: Float[Tensor, "B *Xo Do"]) -> Float[Tensor, "B *Xo Do"]:
         """Reconstructions back into raw space."""

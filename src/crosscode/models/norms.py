@@ -7,6 +7,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from crosscode.checks import one_of
+
 DecoderNorm = Literal["l1_of_l2", "l2", "single_model", "none"]
 
 
@@ -20,7 +22,11 @@ def combined_norm_L(norms_LXo: Float[Tensor, "L *Xo"], norm: DecoderNorm) -> Flo
             global trade-off of error and L0 (both: Sparse Crosscoders, Oct 2024; Circuit Tracing uses `l2`);
             `single_model` sums over the hookpoints of one model, the mean over models of `l1_of_l2` (the February
             2025 update's weight of shared latents, whose decoders are equal); `none` is 1.
+
+    Raises:
+        BadInput: `norm` is none of these.
     """
+    one_of("norm", norm, DecoderNorm)
     norms_LX = rearrange(norms_LXo, "L ... -> L (...)")
     if norm == "l1_of_l2":
         return norms_LX.sum(-1)

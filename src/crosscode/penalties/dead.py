@@ -7,7 +7,7 @@ from torch import Tensor
 
 from crosscode.activations import Thresholded
 from crosscode.activations.base import scores
-from crosscode.checks import at_least
+from crosscode.checks import at_least, count, one_of
 from crosscode.kernels.pattern import Pattern
 from crosscode.kernels.selection import top_k_of_rows
 from crosscode.kernels.sparse import gather
@@ -30,6 +30,11 @@ class PreActivation:
     jumprelu: Thresholded
     norm: DecoderNorm = "l1_of_l2"
     dead_after_tokens: int | None = None
+
+    def __attrs_post_init__(self) -> None:
+        one_of("PreActivation.norm", self.norm, DecoderNorm)
+        if self.dead_after_tokens is not None:
+            at_least("PreActivation.dead_after_tokens", self.dead_after_tokens, 1)
 
     def __call__(self, trace: Trace) -> Float[Tensor, ""]:
         a_L = combined_norm_L(trace.decoder_norms_LXo, self.norm)
@@ -63,7 +68,8 @@ class AuxK:
     norm: DecoderNorm = "l1_of_l2"
 
     def __attrs_post_init__(self) -> None:
-        at_least("AuxK.k", self.k, 1)
+        count("AuxK.k", self.k)
+        one_of("AuxK.norm", self.norm, DecoderNorm)
         at_least("AuxK.dead_after_tokens", self.dead_after_tokens, 1)
 
     def __call__(self, trace: Trace) -> Float[Tensor, ""]:

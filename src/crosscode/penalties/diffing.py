@@ -4,6 +4,7 @@ import attrs
 from jaxtyping import Float
 from torch import Tensor
 
+from crosscode.checks import contiguous
 from crosscode.errors import BadInput
 from crosscode.models import Trace
 
@@ -24,6 +25,9 @@ class DeltaReconstruction:
     """
 
     latents: slice
+
+    def __attrs_post_init__(self) -> None:
+        contiguous("DeltaReconstruction.latents", self.latents)
 
     def __call__(self, trace: Trace) -> Float[Tensor, ""]:
         _check_two_models(trace, "DeltaReconstruction")

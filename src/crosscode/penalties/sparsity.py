@@ -5,21 +5,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from crosscode.activations import JumpReLU
-from crosscode.checks import positive
+from crosscode.activations import Thresholded
+from crosscode.checks import contiguous, one_of, positive
+from crosscode.kernels.pattern import Pattern
 from crosscode.latents import Latents
 from crosscode.models import DecoderNorm, Trace, combined_norm_L
 
 ALL = slice(None)
 
 
-def weighed(trace: Trace, latents: slice, norm: DecoderNorm) -> tuple[Tensor, Tensor]:
-    """The stored latent values of a range beside each one's decoder-norm weight."""
+def weighed(trace: Trace, latents: slice, norm: DecoderNorm) -> tuple[Tensor, Tensor, Pattern | None]:
+    """The stored latent values of a range, each one's decoder-norm weight, and the pattern of both."""
     a_L = combined_norm_L(trace.decoder_norms_LXo, norm)
     codes = trace.latents
     if latents != ALL:
         codes, a_L = codes.slice(latents), a_L[latents]
-    return codes.entries(a_L)
+    return *codes.entries(a_L), codes.pattern
 
 
 @attrs.frozen
@@ -33,6 +34,10 @@ class L1OfNorms:
 
     norm: DecoderNorm = "l1_of_l2"
     latents: slice = ALL
+
+    def __attrs_post_init__(self) -> None:
+        one_of("L1OfNorms.norm", self.norm, DecoderNorm)
+        contiguous("L1OfNorms.latents", self.latents)
 
     def __call__(self, trace: Trace) -> Float[Tensor, ""]:
         a_L = combined_norm_L(trace.decoder_norms_LXo, self.norm)
@@ -53,8 +58,13 @@ class TanhSparsity:
     norm: DecoderNorm = "l1_of_l2"
     latents: slice = ALL
 
+    def __attrs_post_init__(self) -> None:
+        positive("TanhSparsity.c", self.c)
+        one_of("TanhSparsity.norm", self.norm, DecoderNorm)
+        contiguous("TanhSparsity.latents", self.latents)
+
     def __call__(self, trace: Trace) -> Float[Tensor, ""]:
-        f, a = weighed(trace, self.latents, self.norm)
+        f, a, _ = weighed(trace, self.latents, self.norm)
         return torch.tanh(self.c * f * a).sum() / len(trace)
 
 
@@ -68,23 +78,27 @@ class TanhFrequency:
         c: steepness of the tanh.
         s: frequency at which the price has doubled, 0.01 to 0.1.
         norm: how decoder norms over sites combine.
+        latents: which latents pay.
     """
 
     c: float = 4.0
     s: float = 0.1
     norm: DecoderNorm = "l1_of_l2"
+    latents: slice = ALL
 
     def __attrs_post_init__(self) -> None:
+        positive("TanhFrequency.c", self.c)
         positive("TanhFrequency.s", self.s)
+        one_of("TanhFrequency.norm", self.norm, DecoderNorm)
+        contiguous("TanhFrequency.latents", self.latents)
 
     def __call__(self, trace: Trace) -> Float[Tensor, ""]:
-        f, a = weighed(trace, ALL, self.norm)
-        soft = torch.tanh(self.c * f * a)
-        p_L = Latents(soft, trace.latents.pattern).sum_L() / len(trace)
+        f, a, pattern = weighed(trace, self.latents, self.norm)
+        p_L = Latents(torch.tanh(self.c * f * a), pattern).sum_L() / len(trace)
         return (p_L * (1 + p_L / self.s)).sum()
 
 
-def mean_l0(trace: Trace, jumprelu: JumpReLU) -> Float[Tensor, ""]:
+def mean_l0(trace: Trace, jumprelu: Thresholded) -> Float[Tensor, ""]:
     """The batch mean of `sum_L 1[z > theta]`, differentiable through the step's estimator."""
     latents = trace.latents
     pre = trace.pre_BL if latents.pre is None else latents.pre
@@ -95,11 +109,13 @@ def mean_l0(trace: Trace, jumprelu: JumpReLU) -> Float[Tensor, ""]:
 class ExpectedL0:
     """`sum_L 1[z_L > theta_L]` (Rajamanoharan et al. 2024; Gemma Scope 2, equation 4).
 
+    A count: decoder norms do not weigh it, so it takes no `norm`.
+
     Args:
-        jumprelu: the coder's own activation.
+        jumprelu: the coder's own activation: a `JumpReLU`, or a `PerSite` of them.
     """
 
-    jumprelu: JumpReLU
+    jumprelu: Thresholded
 
     def __call__(self, trace: Trace) -> Float[Tensor, ""]:
         return mean_l0(trace, self.jumprelu)
@@ -109,13 +125,18 @@ class ExpectedL0:
 class L0QuadraticRelative:
     """`(L0 / target - 1)^2` of the batch-mean L0 (dictionary_learning), per micro-batch.
 
+    A count: decoder norms do not weigh it, so it takes no `norm`.
+
     Args:
-        jumprelu: the coder's own activation.
+        jumprelu: the coder's own activation: a `JumpReLU`, or a `PerSite` of them.
         target: the L0 aimed at, in latents per token.
     """
 
-    jumprelu: JumpReLU
+    jumprelu: Thresholded
     target: float
+
+    def __attrs_post_init__(self) -> None:
+        positive("L0QuadraticRelative.target", self.target)
 
     def __call__(self, trace: Trace) -> Float[Tensor, ""]:
         return (mean_l0(trace, self.jumprelu) / self.target - 1).square()
@@ -125,13 +146,18 @@ class L0QuadraticRelative:
 class L0Quadratic:
     """`(2 / target) (L0 - target)^2` of the batch-mean L0 (Gemma Scope 2, equation 5), per micro-batch.
 
+    A count: decoder norms do not weigh it, so it takes no `norm`.
+
     Args:
-        jumprelu: the coder's own activation.
+        jumprelu: the coder's own activation: a `JumpReLU`, or a `PerSite` of them.
         target: the L0 aimed at, in latents per token.
     """
 
-    jumprelu: JumpReLU
+    jumprelu: Thresholded
     target: float
+
+    def __attrs_post_init__(self) -> None:
+        positive("L0Quadratic.target", self.target)
 
     def __call__(self, trace: Trace) -> Float[Tensor, ""]:
         return 2 / self.target * (mean_l0(trace, self.jumprelu) - self.target).square()

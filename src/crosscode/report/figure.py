@@ -38,7 +38,7 @@ def draw_run(
     axes[0].set_yscale("log")
     _curves(axes[1], rows, "train/l0/", "latents per token (L0)", leave_out=("p5", "p50", "p95"))
     if diffing:
-        other, model = model_names
+        other, model = model_names[:2]
         rho = results["relative_norm"]
         assert isinstance(rho, Tensor)
         living = rho[n_shared:][~dead_L[n_shared:]].cpu().numpy()

@@ -52,6 +52,7 @@ def print_summary(
         ("l0/mean", "L0  mean"),
         ("l0/shared", "L0  shared latents"),
         ("l0/exclusive", "L0  exclusive latents"),
+        *((name, f"L0  latents of layer {name.removeprefix('l0/site_')}") for name in results if "l0/site_" in name),
     ]:
         if name in results:
             table.add_row(label, f"{results[name]:.2f}")
@@ -70,7 +71,7 @@ def print_summary(
 
 
 def _print_diff(dead_L: Bool[Tensor, " L"], trainer: Trainer, held_out: Dataloader) -> None:
-    other, model = held_out.model_names
+    other, model = held_out.model_names[:2]
     rho_L = relative_norm(trainer.model.decoder.norms_LXo().detach()).cpu()
     n_shared = getattr(trainer.model.decoder, "n_shared", 0)
     candidates = (~dead_L & (torch.arange(len(rho_L)) >= n_shared)).nonzero()[:, 0]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from crosscode.activations import Activation
 from crosscode.batch import Batch
-from crosscode.checks import at_least
+from crosscode.checks import count, one_of
 from crosscode.errors import BadInput, CrosscodeError
 from crosscode.initialization import InitStrategy
 from crosscode.initialization.data import Remembered
@@ -25,10 +25,13 @@ from crosscode.kernels.allocator import keep_freed_memory, return_freed_memory
 from crosscode.losses import LossFn
 from crosscode.models import SparseCoder, Trace
 from crosscode.penalties import SparsityPenalty
+from crosscode.phases import phase
 from crosscode.schedulers import Scheduler, as_scheduler
 from crosscode.training.calibration import calibrate
 from crosscode.training.gradients import ClipNorm, Constraint, GradientTransform
 from crosscode.training.state import TrainState
+
+Precision = Literal["fp32", "bf16"]
 
 
 class NumericalError(CrosscodeError):
@@ -46,6 +49,10 @@ class Weighted:
 
     penalty: SparsityPenalty
     weight: Scheduler = attrs.field(converter=as_scheduler)
+
+    def __attrs_post_init__(self) -> None:
+        if not callable(self.penalty) or isinstance(self.penalty, type):
+            raise BadInput(f"Weighted.penalty={self.penalty!r} must be a function of the Trace, such as L1OfNorms().")
 
 
 @attrs.frozen(eq=False)
@@ -96,7 +103,7 @@ class Trainer:
         gradients: transforms of gradients, in order.
         constraints: what holds of parameters after every step.
         callbacks: shown a `StepReport` after every step; may have `on_start`, `on_finish`
-            and `on_end`, each called with the trainer.
+            and `on_end`, each called with the trainer, and a `phase` that its time counts for (`crosscode.phases`).
         held_out: data that final thresholds are calibrated on; the training data if not given.
         precision: `bf16` computes the dense products in bfloat16, with float32 masters and thresholds.
         state: what a run knows; made fresh if not given.
@@ -118,14 +125,15 @@ class Trainer:
     constraints: Sequence[Constraint] = ()
     callbacks: Sequence[Callback] = ()
     held_out: Iterable[Batch] | None = None
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     state: TrainState = attrs.field(
         default=attrs.Factory(lambda self: TrainState.fresh(self.model.n_latents, self.model.device), takes_self=True)
     )
 
     def __attrs_post_init__(self) -> None:
-        at_least("num_steps", self.num_steps, 1)
-        at_least("accumulate", self.accumulate, 1)
+        count("num_steps", self.num_steps)
+        count("accumulate", self.accumulate)
+        one_of("precision", self.precision, Precision)
         if isinstance(self.data, Iterator):
             raise BadInput("data is an iterator, which init strategies would use up: hand over something re-iterable.")
         if not set(self._parameters()) <= {p for group in self.optimizer.param_groups for p in group["params"]}:
@@ -133,6 +141,9 @@ class Trainer:
         self._check_shapes()
         modules = set(self.model.modules())
         for name, weighted in self.penalties.items():
+            if not isinstance(weighted, Weighted):
+                got = type(weighted).__name__
+                raise BadInput(f"penalty {name!r} is a {got}, not Weighted: write Weighted(penalty, weight).")
             for value in vars_of(weighted.penalty):
                 if isinstance(value, Activation) and value not in modules:
                     raise BadInput(f"penalty {name!r} holds a {type(value).__name__} that is no part of the model.")
@@ -199,31 +210,34 @@ class Trainer:
         trace: Trace | None = None
         for batch in micro_batches:
             share = len(batch) / n_tokens
-            with torch.autocast(model.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            bf16 = torch.autocast(model.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+            with phase("forward"), bf16:
                 trace = Trace.of(model, batch.to(model.device), state.tokens_since_fired_L, state.sparse)
                 state.observe(trace.latents)
-                terms = {"reconstruction": self.loss(trace)}
+                terms = {"reconstruction": _scalar("loss", self.loss(trace))}
                 # A penalty of weight 0 is computed for its curve, without a graph; last, because what it is the first
                 # to ask of the trace would stay without one.
                 for name, weighted in sorted(self.penalties.items(), key=lambda item: weights[item[0]] == 0):
                     with torch.set_grad_enabled(weights[name] != 0):
-                        terms[name] = weighted.penalty(trace)
+                        terms[name] = _scalar(f"penalty {name!r}", weighted.penalty(trace))
             loss = terms["reconstruction"]
             for name, weight in weights.items():
                 if weight != 0:
                     loss = loss + weight * terms[name]
             self._stop_unless_finite(loss, terms)
-            (loss * share).backward()
+            with phase("backward"):
+                (loss * share).backward()
             for name, value in {**terms, "": loss}.items():
                 sums[name] = sums.get(name, 0) + share * value.detach()
-        gradient_norm = self._transform_gradients()
         lr = self.lr(state.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr * group.get("lr_multiplier", 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        for constraint in self.constraints:
-            constraint(model)
+        with phase("optimizer"):
+            gradient_norm = self._transform_gradients()
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr * group.get("lr_multiplier", 1.0)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            for constraint in self.constraints:
+                constraint(model)
         self._switch_optimizer("eval")
         assert trace is not None
         state.choose_codes(model.activation, trace.latents)
@@ -309,6 +323,14 @@ class Trainer:
         torch.set_rng_state(parts["rng"].cpu())
 
 
+def _scalar(name: str, value: Tensor) -> Tensor:
+    """A term of the objective, or a line that says which term is not one number."""
+    if not isinstance(value, Tensor) or value.ndim != 0:
+        got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{value!r}"
+        raise BadInput(f"{name} gives {got}: it must give a tensor without axes, a mean over tokens.")
+    return value
+
+
 def vars_of(part: object) -> list[object]:
     """The values a part was built from: its attrs fields, or its attributes."""
     if attrs.has(type(part)):
@@ -348,14 +370,16 @@ def train_together(trainers: Sequence[Trainer]) -> list[SparseCoder]:
     try:
         batches = first.batches()
         while first.state.step < first.num_steps:
-            micro_batches = list(islice(batches, first.accumulate))
+            with phase("data"):
+                micro_batches = list(islice(batches, first.accumulate))
             if not micro_batches:
                 break  # the data ended cleanly
             for trainer in trainers:
                 trainer.state.cursor = dict(first.state.cursor)
                 report = trainer.step(micro_batches)
                 for callback in trainer.callbacks:
-                    callback(trainer, report)
+                    with phase(getattr(callback, "phase", "other")):
+                        callback(trainer, report)
         remembered = Remembered(first.calibration_data)
         for trainer in trainers:
             shared = trainer.calibration_data is first.calibration_data

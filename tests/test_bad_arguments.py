@@ -1,0 +1,188 @@
+"""Arguments that cannot work: one line that names the argument, its value and what is allowed, when the part is made.
+
+The expressions run as a user runs them, in a process without shape checks, which would refuse some of them first.
+"""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+MADE = """
+import json, sys
+import attrs, torch
+from crosscode.activations import *
+from crosscode.batch import Batch
+from crosscode.errors import BadInput
+from crosscode.initialization import *
+from crosscode.losses import SummedSquaredError
+from crosscode.metrics import *
+from crosscode.models import *
+from crosscode.penalties import *
+from crosscode.schedulers import *
+from crosscode.training import Trainer, Weighted
+
+def coder(activation=None, dims=()):
+    return SparseCoder(DenseEncoder(dims, 4, 6), activation or ReLU(), DenseDecoder(6, dims, 4))
+
+def data(*dims):
+    return [Batch.autoencode(torch.randn(8, *dims, 4, generator=torch.Generator().manual_seed(0)))]
+
+def trainer(model=None, **given):
+    model = model or coder()
+    defaults = dict(model=model, data=data(), loss=SummedSquaredError(), lr=1e-3, num_steps=2)
+    return Trainer(**{**defaults, "optimizer": torch.optim.Adam(model.parameters()), **given})
+
+def step(**penalties):
+    return trainer(penalties={name: Weighted(penalty, 1.0) for name, penalty in penalties.items()}).step(data())
+
+def sae_measured(metric):
+    return measure([metric], [Trace.of(coder(), data()[0])])
+
+JUMPRELU, OTHER = JumpReLU(6), JumpReLU(6)
+
+said = {}
+for expression in json.load(sys.stdin):
+    try:
+        eval(expression)
+        said[expression] = ["", "was accepted"]
+    except Exception as error:
+        said[expression] = [type(error).__name__, str(error)]
+print(json.dumps(said))
+"""
+
+CHOICES = {
+    "L1OfNorms('l1_of_l1')": "L1OfNorms.norm='l1_of_l1' must be one of 'l1_of_l2', .* Did you mean 'l1_of_l2'",
+    "TanhSparsity(norm='l1')": "TanhSparsity.norm='l1' must be one of",
+    "TanhFrequency(norm='L2')": "TanhFrequency.norm='L2' must be one of .* Did you mean 'l2'",
+    "PreActivation(JUMPRELU, 'max')": "PreActivation.norm='max' must be one of",
+    "AuxK(2, norm=None)": "AuxK.norm=None must be one of",
+    "combined_norm_L(torch.ones(3, 2), 'l1_of_l1')": "norm='l1_of_l1' must be one of .* Did you mean 'l1_of_l2'",
+    "TopK(3, norm='frobenius')": "TopK.norm='frobenius' must be one of 'l1_of_l2', 'l2'",
+    "BatchTopK(3, norm='none')": "BatchTopK.norm='none' must be one of 'l1_of_l2', 'l2'",
+    "GroupMax(3, norm='l1')": "GroupMax.norm='l1' must be one of 'l1_of_l2', 'l2'",
+    "JumpReLU(6, parametrisation='exp')": "JumpReLU.parametrisation='exp' must be one of 'log', 'raw'",
+    "NormalizeActivations(kind='mean-norm')": "kind='mean-norm' must be one of .* Did you mean 'mean_norm'",
+    "DecoderBias('median')": "DecoderBias.centre='median' must be one of .* Did you mean .*'geometric_median'",
+    "trainer(precision='bfloat16')": "precision='bfloat16' must be one of 'fp32', 'bf16'. Did you mean 'bf16'",
+}
+NUMBERS = {
+    "SameAcrossSites(-1.0)": "SameAcrossSites.norm=-1.0 must be greater than 0",
+    "AnthropicTranspose(0)": "AnthropicTranspose.norm=0 must be greater than 0",
+    "ZeroDecoderSkip(norm=-1.0)": "ZeroDecoderSkip.norm=-1.0 must be greater than 0",
+    "ZeroDecoderSkip(n_tokens=0)": "ZeroDecoderSkip.n_tokens=0 .*at least 1",
+    "OrthogonalSkip(gain=-1.0)": "OrthogonalSkip.gain=-1.0 must be greater than 0",
+    "OrthogonalSkip(norm=0.0)": "OrthogonalSkip.norm=0.0 must be greater than 0",
+    "OrthogonalSkip(n_tokens=-3)": "OrthogonalSkip.n_tokens=-3 .*at least 1",
+    "CLTUniform(0)": "CLTUniform.n_latents_per_site=0 .*at least 1",
+    "CLTUniform(-4)": "CLTUniform.n_latents_per_site=-4 .*at least 1",
+    "IdenticalLatents(1.5)": "IdenticalLatents.n_shared=1.5 must be a whole number",
+    "DecoderBias(n_tokens=0)": "DecoderBias.n_tokens=0 .*at least 1",
+    "JanUpdate(JUMPRELU, n_tokens=-1)": "JanUpdate.n_tokens=-1 .*at least 1",
+    "JumpReLUWithoutBias(JUMPRELU, n_tokens=0)": "JumpReLUWithoutBias.n_tokens=0 .*at least 1",
+    "TanhSparsity(c=-4)": "TanhSparsity.c=-4 must be greater than 0",
+    "TanhSparsity(c=float('nan'))": "TanhSparsity.c=nan must be greater than 0",
+    "TanhSparsity(c=float('inf'))": "TanhSparsity.c=inf must be greater than 0 and finite",
+    "TanhSparsity(c='4')": "TanhSparsity.c='4' must be a number",
+    "TanhSparsity(latents=range(3))": r"TanhSparsity.latents=range\(0, 3\) must be a contiguous slice",
+    "L1OfNorms(latents=slice(0, 6, 2))": r"L1OfNorms.latents=slice\(0, 6, 2\) must be a contiguous slice",
+    "DeltaReconstruction([0, 1])": r"DeltaReconstruction.latents=\[0, 1\] must be a contiguous slice",
+    "TanhFrequency(c=0)": "TanhFrequency.c=0 must be greater than 0",
+    "L0Quadratic(JUMPRELU, target=0)": "L0Quadratic.target=0 must be greater than 0",
+    "L0QuadraticRelative(JUMPRELU, target=-2)": "L0QuadraticRelative.target=-2 must be greater than 0",
+    "PreActivation(JUMPRELU, dead_after_tokens=0)": "PreActivation.dead_after_tokens=0 .*at least 1",
+    "AuxK(2.5)": "AuxK.k=2.5 must be a whole number",
+    "TopK(2.5)": "TopK.k=2.5 must be a whole number",
+    "TopK('2')": "TopK.k='2' must be a whole number",
+    "BatchTopK(2.5)": "BatchTopK.k=2.5 must be a whole number",
+    "GroupMax(2.5)": "GroupMax.k=2.5 must be a whole number",
+    "TopK(3, k_start=2, anneal_steps=10)": "TopK.k_start=2 .*at least 3",
+    "BatchTopK(3, k_start=6, anneal_steps=-1)": "BatchTopK.anneal_steps=-1 .*at least 0",
+    "BatchTopK(3, ema_decay=1.5)": "BatchTopK.ema_decay=1.5 must be at least 0 and less than 1",
+    "BatchTopK(3, ema_start=-1)": "BatchTopK.ema_start=-1 .*at least 0",
+    "JumpReLU(2.5)": "JumpReLU.n_latents=2.5 must be a whole number",
+    "JumpReLU(6, bandwidth=float('inf'))": "JumpReLU.bandwidth=inf must be greater than 0 and finite",
+    "Priced(ReLU(), 2, 0.1)": "Priced.activation is a ReLU, which ranks no latents",
+    "(lambda one: SeparateBudgets(one, one, 2))(BatchTopK(1))": "SeparateBudgets.shared and exclusive are one",
+    "L0(n_shared=-1)": "L0.n_shared=-1 .*at least 0",
+    "L0(per_site=0)": "L0.per_site=0 .*at least 1",
+    "sae_measured(L0(n_shared=7))": "L0.n_shared=7 .*n_latents=6",
+    "sae_measured(L0(per_site=4))": "L0.per_site=4 does not divide n_latents=6",
+    "WarmupStableDecay(1e-3, 600, decay_steps=4200)": "decay_steps=4200 .*num_steps=600",
+    "WarmupStableDecay(1e-3, 600, warmup_steps=601)": "warmup_steps=601 .*num_steps=600",
+    "Join(((-1, Constant(1)),), Constant(1))": "Join.parts: a number of steps=-1 .*at least 0",
+    "trainer(accumulate=1.5)": "accumulate=1.5 must be a whole number",
+    "trainer(num_steps=0)": "num_steps=0 .*at least 1",
+}
+WIDTHS = {
+    f"{coder.format(widths)}": wanted
+    for coder in (
+        "acausal_crosscoder(n_models=2, n_hookpoints=1, d_model=5, n_latents=6, activation=ReLU(), widths_X={})",
+        "cross_layer_transcoder(5, 2, 6, ReLU(), widths_Xo={})",
+        "compound_cross_layer_transcoder(5, 2, 3, ReLU(), widths_Xi={})",
+        "compound_cross_layer_transcoder(5, 2, 3, ReLU(), widths_Xo={})",
+    )
+    for widths, wanted in {
+        "(5, 3, 2)": r"widths_X.?=\(5, 3, 2\) holds 3 widths for the 2 sites",
+        "(5,)": r"widths_X.?=\(5,\) holds 1 widths for the 2 sites",
+        "(5, 6)": r"widths_X.?=\(5, 6\) must lie between 1 and the padded width 5",
+        "(0, 5)": r"widths_X.?=\(0, 5\) must lie between 1 and the padded width 5",
+    }.items()
+}
+SHAPES = {
+    "transcoder(4, 6, ReLU(), widths_Xi=(4, 4))": r"widths_Xi=\(4, 4\) holds 2 widths for the 1 sites",
+    "transcoder(4, 6, ReLU(), d_out=3, widths_Xo=(4,))": r"widths_Xo=\(4,\) must lie between 1 and the padded width 3",
+    "DenseEncoder((2,), 4, 6, widths_Xi=(4, 5))": r"widths=\(4, 5\) must lie between 1 and the padded width 4",
+    "acausal_crosscoder(n_models=0, n_hookpoints=1, d_model=4, n_latents=6, activation=ReLU())": "n_models=0 .*at",
+    "acausal_crosscoder(n_models=1, n_hookpoints=0, d_model=4, n_latents=6, activation=ReLU())": "n_hookpoints=0 .*at",
+    "cross_layer_transcoder(4, 0, 6, ReLU())": "n_targets=0 .*at least 1",
+    "compound_cross_layer_transcoder(4, 0, 6, ReLU())": "n_sites=0 .*at least 1",
+    "DenseEncoder((0, 2), 4, 6)": r"crosscoding dimensions \(0, 2\) must all be at least 1",
+}
+PARTS = {
+    "IdenticalLatents(2)(coder(), [])": "IdenticalLatents needs models",
+    "JanUpdate(OTHER)(coder(JumpReLU(6)), data())": "JanUpdate.jumprelu is no part of the coder",
+    "JanUpdate(JumpReLU(3))(coder(JumpReLU(6)), data())": "JanUpdate.jumprelu is no part of the coder",
+    "JumpReLUWithoutBias(OTHER)(SparseCoder(DenseEncoder((), 4, 6, bias=False), JumpReLU(6), DenseDecoder(6, (), 4)),"
+    " data())": "JumpReLUWithoutBias.jumprelu is no part of the coder",
+    "(lambda parts: JanUpdate(parts[0])(coder(PerSite(parts), (2,)), data(2)))([JumpReLU(3), JumpReLU(3)])": (
+        "n_latents=3 must equal the coder's n_latents=6"
+    ),
+    "Weighted('x', 1.0)": "Weighted.penalty='x' must be a function of the Trace",
+    "Weighted(L1OfNorms, 1.0)": "Weighted.penalty=<class .*L1OfNorms'> must be a function of the Trace",
+    "Weighted(L1OfNorms(), 'x')": "'x' is no weight or rate",
+    "Weighted(L1OfNorms(), None)": "None is no weight or rate",
+    "Constant('fast')": "'fast' is no weight or rate",
+    "trainer(penalties={'l1': L1OfNorms()})": "penalty 'l1' is a L1OfNorms, not Weighted",
+    "step(each=lambda trace: trace.latents_BL.sum(-1))": r"penalty 'each' gives a tensor of shape \(8,\)",
+    "step(nothing=lambda trace: None)": "penalty 'nothing' gives None",
+    "trainer(loss=lambda trace: trace.error_BXoDo.square()).step(data())": r"loss gives a tensor of shape \(8, 4\)",
+    "sae_measured(DecoderNormRatio())": "DecoderNormRatio.* compares models",
+    "sae_measured(DecoderCosine())": "DecoderCosine.* compares models",
+    "measure([DecoderCosine(2, 0)], [Trace.of(coder(dims=(2,)), data(2)[0])])": r"model=2, other=0\) compares models",
+    "DecoderNormRatio(-1)": "DecoderNormRatio.model=-1 .*at least 0",
+    "PerSite([JumpReLU(3), ReLU()]).threshold_L": "PerSite has no thresholds at every site: ReLU has none",
+    "PerSite([JumpReLU(3), ReLU()]).step(torch.ones(2, 6))": "PerSite has no thresholds at every site: ReLU has none",
+}
+CASES = {**CHOICES, **NUMBERS, **WIDTHS, **SHAPES, **PARTS}
+
+
+@pytest.fixture(scope="module")
+def said() -> dict[str, tuple[str, str]]:
+    """What each expression raised: the error's class and its text."""
+    made = subprocess.run(
+        [sys.executable, "-c", MADE], input=json.dumps(list(CASES)), capture_output=True, text=True, check=False
+    )
+    assert made.returncode == 0, made.stderr
+    return json.loads(made.stdout)
+
+
+@pytest.mark.parametrize("expression", CASES)
+def test_an_impossible_argument_is_one_line(expression: str, said: dict[str, tuple[str, str]]) -> None:
+    """It is refused on purpose, and the line says which argument, what it was and what is allowed."""
+    error, text = said[expression]
+    assert error == "BadInput", text
+    assert re.search(CASES[expression], text), text
+    assert "\n" not in text
