@@ -38,11 +38,8 @@ def print_summary(
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(
-        title=f"{summary['recipe']} after {summary['tokens']:,} tokens, on held-out text",
-        title_justify="left",
-        show_header=False,
-    )
+    print(f"\n{summary['recipe']} after {summary['tokens']:,} tokens, on held-out text")
+    table = Table(show_header=False)
     table.add_column()
     table.add_column(justify="right")
     for name, value in results.items():
