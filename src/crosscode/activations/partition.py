@@ -1,6 +1,6 @@
 """Activations made of activations: each part serves its own contiguous range of latents."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -14,6 +14,8 @@ from crosscode.errors import BadInput
 from crosscode.kernels.pattern import Pattern
 from crosscode.latents import Latents
 from crosscode.module import module
+
+EntryFn = Callable[[Tensor, Pattern], Tensor]
 
 
 def ranges(sizes: Sequence[int]) -> list[slice]:
@@ -79,10 +81,16 @@ class _Partition(Activation):
     def of_entries(self, pre_N: Float[Tensor, " N"], pattern: Pattern) -> Float[Tensor, " N"]:
         if self.codes == "sparse":
             return pre_N
+        return self._part_by_part(pre_N, pattern, [part.of_entries for part in self.parts()])
+
+    def _part_by_part(
+        self, pre_N: Float[Tensor, " N"], pattern: Pattern, functions: Sequence[EntryFn]
+    ) -> Float[Tensor, " N"]:
+        """Each part's function of its own entries."""
         values_N = torch.zeros_like(pre_N)
-        for part, at in zip(self.parts(), ranges(self.sizes(pattern.n_columns))):
+        for function, at in zip(functions, ranges(self.sizes(pattern.n_columns))):
             own_n, own = pattern.columns(at)
-            values_N = values_N.index_put((own_n,), part.of_entries(pre_N[own_n], own))
+            values_N = values_N.index_put((own_n,), function(pre_N[own_n], own))
         return values_N
 
     def at_step(self, step: int, num_steps: int) -> None:
@@ -135,11 +143,7 @@ class PerSite(_Partition):
         if pattern is None:
             sites = zip(self._thresholded(), ranges(self.sizes(pre.shape[-1])))
             return torch.cat([part.step(pre[..., at]) for part, at in sites], dim=-1)
-        steps_N = torch.zeros_like(pre)
-        for part, at in zip(self._thresholded(), ranges(self.sizes(pattern.n_columns))):
-            own_n, own = pattern.columns(at)
-            steps_N = steps_N.index_put((own_n,), part.step(pre[own_n], own))
-        return steps_N
+        return self._part_by_part(pre, pattern, [part.step for part in self._thresholded()])
 
     def _thresholded(self) -> Sequence[Any]:
         without = [type(part).__name__ for part in self.activations if not hasattr(part, "threshold_L")]
