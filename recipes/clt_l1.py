@@ -6,8 +6,6 @@ Anthropic, March 2025 (cross-layer transcoders); Gemma Scope 2, 2025 (the linear
     python recipes/clt_l1.py --skip
 """
 
-import torch
-
 from crosscode import SparseCoder, Trainer, Weighted
 from crosscode.activations import ReLU
 from crosscode.initialization import CLTUniform, DecoderBias, NormalizeActivations
@@ -15,7 +13,8 @@ from crosscode.losses import SummedSquaredError
 from crosscode.models import DenseDecoder, DenseEncoder, LinearSkip
 from crosscode.penalties import L1OfNorms
 from crosscode.run import MLP_INPUTS, MLP_OUTPUTS, RunOptions, main
-from crosscode.schedulers import LinearRamp, WarmupStableDecay
+from crosscode.schedulers import LinearRamp
+from crosscode.training import ClipNorm
 
 
 def clt_l1(
@@ -25,7 +24,6 @@ def clt_l1(
     l1_ramp: float = 0.05,
     skip: bool = False,
     lr: float = 3e-3,
-    lr_decay: float = 0.2,
     num_steps: int = 600,
 ) -> Trainer:
     """Cross-layer transcoder with an L1 penalty (Sparse Crosscoders, 2024; Circuit Tracing, 2025).
@@ -37,7 +35,6 @@ def clt_l1(
         l1_ramp: part of the run over which the weight rises from 0 (crosscoder replications: 0.05).
         skip: learn a linear map from the input to the same layer's output beside the latents.
         lr: Adam's learning rate (Circuit Tracing: falls as 1/sqrt(FLOPs); no value is given).
-        lr_decay: part of the run, at its end, over which the learning rate falls to 0 (ports: 0.2).
         num_steps: optimizer steps.
     """
     data = run.dataloader()
@@ -54,8 +51,9 @@ def clt_l1(
         init=[NormalizeActivations(run.init_tokens), CLTUniform(seed=run.seed), DecoderBias("mean")],
         loss=SummedSquaredError(),
         penalties={"l1": Weighted(L1OfNorms(norm="l1_of_l2"), LinearRamp(l1, round(l1_ramp * num_steps)))},
-        optimizer=torch.optim.Adam(coder.parameters(), fused=True),
-        lr=WarmupStableDecay(lr, num_steps, decay_steps=round(lr_decay * num_steps)),
+        optimizer=run.adam(coder),
+        lr=run.lr_schedule(lr, num_steps),
+        gradients=[ClipNorm(run.clip_norm)],
         num_steps=num_steps,
         accumulate=run.accumulate,
         precision=run.precision,

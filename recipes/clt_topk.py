@@ -8,8 +8,6 @@ March 2025 (cross-layer transcoders); Gemma Scope 2, 2025 (the linear skip, own 
 
 from typing import Literal
 
-import torch
-
 from crosscode import SparseCoder, Trainer, Weighted
 from crosscode.activations import BatchTopK, GroupMax, TopK
 from crosscode.initialization import CLTUniform, DecoderBias, NormalizeActivations
@@ -17,7 +15,7 @@ from crosscode.losses import SummedSquaredError
 from crosscode.models import DenseDecoder, DenseEncoder, LinearSkip
 from crosscode.penalties import AuxK
 from crosscode.run import MLP_INPUTS, MLP_OUTPUTS, RunOptions, main
-from crosscode.schedulers import WarmupStableDecay
+from crosscode.training import ClipNorm
 
 STYLES = {"topk": TopK, "batch_topk": BatchTopK, "groupmax": GroupMax}
 
@@ -31,7 +29,6 @@ def clt_topk(
     aux_k: float = 1 / 32,
     dead_after: float = 0.1,
     lr: float = 1e-2,
-    lr_decay: float = 0.2,
     num_steps: int = 600,
 ) -> Trainer:
     """TopK-style cross-layer transcoder (Gao et al. 2024; Bussmann et al. 2024; Circuit Tracing, 2025).
@@ -45,7 +42,6 @@ def clt_topk(
         aux_k: weight of the auxiliary loss on dead latents (Gao et al. 2024: 1/32).
         dead_after: silence, as a part of the run's tokens, that makes a latent dead; at most 10M tokens.
         lr: Adam's learning rate (the literature: 2e-4 / sqrt(n_latents / 16384), for longer runs).
-        lr_decay: part of the run, at its end, over which the learning rate falls to 0 (ports: 0.2).
         num_steps: optimizer steps.
     """
     data = run.dataloader()
@@ -62,8 +58,9 @@ def clt_topk(
         init=[NormalizeActivations(run.init_tokens), CLTUniform(seed=run.seed), DecoderBias("mean")],
         loss=SummedSquaredError(),
         penalties={"aux_k": Weighted(AuxK(data.d_out // 2, run.dead_after_tokens(num_steps, dead_after)), aux_k)},
-        optimizer=torch.optim.Adam(coder.parameters(), fused=True),
-        lr=WarmupStableDecay(lr, num_steps, decay_steps=round(lr_decay * num_steps)),
+        optimizer=run.adam(coder),
+        lr=run.lr_schedule(lr, num_steps),
+        gradients=[ClipNorm(run.clip_norm)],
         num_steps=num_steps,
         accumulate=run.accumulate,
         precision=run.precision,

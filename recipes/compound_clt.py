@@ -7,33 +7,31 @@ Source: Ameisen et al., "Circuit Tracing", Anthropic, March 2025; a latent's nor
 
 from typing import Literal
 
-import torch
-
-from crosscode import SparseCoder, Trainer, Weighted
+from crosscode import Trainer, Weighted
 from crosscode.activations import BatchTopK, JumpReLU, PerSite
 from crosscode.initialization import CLTUniform, DecoderBias, NormalizeActivations
 from crosscode.losses import SummedSquaredError
-from crosscode.models import CausalDecoder, LinearSkip, PerSiteEncoder
+from crosscode.models import compound_cross_layer_transcoder
 from crosscode.penalties import AuxK, PreActivation, TanhSparsity
 from crosscode.run import MLP_INPUTS, MLP_OUTPUTS, RunOptions, main
-from crosscode.schedulers import LinearRamp, WarmupStableDecay
+from crosscode.schedulers import LinearRamp
+from crosscode.training import ClipNorm
 
 
 def compound_clt(
     run: RunOptions = RunOptions(reads=MLP_INPUTS, writes=MLP_OUTPUTS),
     activation: Literal["jumprelu", "batch_topk"] = "jumprelu",
-    n_latents_per_layer: int = 512,
+    n_latents: int = 512,
     sparsity: float = 1.0,
     c: float = 4.0,
     pre_act: float = 3e-6,
     threshold: float = 0.03,
     bandwidth: float = 1.0,
     ste_to_input: bool = True,
-    k_per_layer: int = 12,
+    k: int = 12,
     aux_k: float = 1 / 32,
     skip: bool = False,
     lr: float = 3e-3,
-    lr_decay: float = 0.2,
     num_steps: int = 600,
 ) -> Trainer:
     """Compound cross-layer transcoder (Circuit Tracing, Anthropic, March 2025).
@@ -41,44 +39,40 @@ def compound_clt(
     Args:
         run: the model, the MLP inputs read and the MLP outputs written, layer by layer, and output.
         activation: JumpReLU with tanh sparsity as in the paper, or BatchTopK with AuxK; each layer has its own.
-        n_latents_per_layer: latents of each layer.
+        n_latents: latents of each layer.
         sparsity: JumpReLU: weight of the tanh penalty at the end of its ramp over the whole run (ports: 1 to 5).
         c: JumpReLU: steepness of the tanh (the paper's hyper-parameter; ports: 4).
         pre_act: JumpReLU: weight of the pre-activation loss (ports: 3e-6 to 3e-5).
         threshold: JumpReLU: initial threshold (ports: 0.03).
         bandwidth: JumpReLU: width of the straight-through window (ports: 1).
         ste_to_input: JumpReLU: let the estimator reach all parameters (January 2025: yes; ports of CLTs: no).
-        k_per_layer: BatchTopK: latents per token of each layer, on average (the paper: low hundreds over all layers).
+        k: BatchTopK: latents per token of each layer, on average (the paper: low hundreds over all layers).
         aux_k: BatchTopK: weight of the auxiliary loss on dead latents (Gao et al. 2024: 1/32).
         skip: learn a linear map from each layer's input to the same layer's output.
         lr: Adam's learning rate (the paper: falls as 1/sqrt(FLOPs); no value is given).
-        lr_decay: part of the run, at its end, over which the learning rate falls to 0 (ports: 0.2).
         num_steps: optimizer steps.
     """
     data = run.dataloader(one_site=False)
     (n_layers,) = data.in_dims
-    own_layer = [(i, i) for i in range(n_layers)]
     if activation == "jumprelu":
-        layers = PerSite([JumpReLU(n_latents_per_layer, threshold, bandwidth, ste_to_input) for _ in range(n_layers)])
+        layers = PerSite([JumpReLU(n_latents, threshold, bandwidth, ste_to_input) for _ in range(n_layers)])
         penalties = {"tanh": Weighted(TanhSparsity(c, norm="l2"), LinearRamp(sparsity, num_steps))}
         penalties["pre_act"] = Weighted(PreActivation(layers, norm="l2"), pre_act)
     else:
-        layers = PerSite([BatchTopK(k_per_layer, norm="l2") for _ in range(n_layers)])
+        layers = PerSite([BatchTopK(k, norm="l2") for _ in range(n_layers)])
         penalties = {"aux_k": Weighted(AuxK(data.d_out // 2, run.dead_after_tokens(num_steps), norm="l2"), aux_k)}
-    coder = SparseCoder(
-        encoder=PerSiteEncoder(data.in_dims, data.d_in, n_latents_per_layer, widths_Xi=data.widths_Xi),
-        activation=layers,
-        decoder=CausalDecoder(n_latents_per_layer, data.out_dims, data.d_out, widths_Xo=data.widths_Xo),
-        skip=LinearSkip(data.in_dims, data.d_in, data.out_dims, data.d_out, own_layer) if skip else None,
+    coder = compound_cross_layer_transcoder(
+        data.d_in, n_layers, n_latents, layers, skip, data.d_out, widths_Xi=data.widths_Xi, widths_Xo=data.widths_Xo
     ).to(run.device)
     return Trainer(
         model=coder,
         data=data,
-        init=[NormalizeActivations(run.init_tokens), CLTUniform(n_latents_per_layer, seed=run.seed), DecoderBias()],
+        init=[NormalizeActivations(run.init_tokens), CLTUniform(n_latents, seed=run.seed), DecoderBias()],
         loss=SummedSquaredError(),
         penalties=penalties,
-        optimizer=torch.optim.Adam(coder.parameters(), fused=True),
-        lr=WarmupStableDecay(lr, num_steps, decay_steps=round(lr_decay * num_steps)),
+        optimizer=run.adam(coder),
+        lr=run.lr_schedule(lr, num_steps),
+        gradients=[ClipNorm(run.clip_norm)],
         num_steps=num_steps,
         accumulate=run.accumulate,
         precision=run.precision,

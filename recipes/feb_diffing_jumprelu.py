@@ -8,8 +8,6 @@ Sources: "Insights on Crosscoder Model Diffing", Anthropic, February 2025 (share
         --hookpoints blocks.13.hook_resid_post --dataset HuggingFaceFW/fineweb --n-latents 16384 --device cuda
 """
 
-import torch
-
 from crosscode import SparseCoder, Trainer, Weighted
 from crosscode.activations import JumpReLU
 from crosscode.initialization import JanUpdate, NormalizeActivations
@@ -17,7 +15,8 @@ from crosscode.losses import SummedSquaredError
 from crosscode.models import DenseEncoder, SharedDecoder
 from crosscode.penalties import PreActivation, TanhSparsity
 from crosscode.run import RunOptions, main
-from crosscode.schedulers import LinearRamp, WarmupStableDecay
+from crosscode.schedulers import LinearRamp
+from crosscode.training import ClipNorm
 
 
 def feb_diffing_jumprelu(
@@ -32,7 +31,6 @@ def feb_diffing_jumprelu(
     threshold: float = 1.105,
     firing_rate: float = 0.3,
     lr: float = 3e-3,
-    lr_decay: float = 0.2,
     num_steps: int = 600,
 ) -> Trainer:
     """Model diffing with shared latents and JumpReLU (February and January 2025 updates, Anthropic).
@@ -50,7 +48,6 @@ def feb_diffing_jumprelu(
         threshold: initial threshold (ports: e^0.1 = 1.105, or 0.1).
         firing_rate: share of tokens each latent fires on at the start (January: 10000 / n_latents, here above 1).
         lr: Adam's learning rate (ports: 2e-4).
-        lr_decay: part of the run, at its end, over which the learning rate falls to 0 (ports: 0.2).
         num_steps: optimizer steps.
     """
     data = run.dataloader()
@@ -71,8 +68,9 @@ def feb_diffing_jumprelu(
             "exclusive": Weighted(TanhSparsity(c, "l1_of_l2", exclusive), LinearRamp(sparsity, num_steps)),
             "pre_act": Weighted(PreActivation(jumprelu), pre_act),
         },
-        optimizer=torch.optim.Adam(coder.parameters(), fused=True),
-        lr=WarmupStableDecay(lr, num_steps, decay_steps=round(lr_decay * num_steps)),
+        optimizer=run.adam(coder),
+        lr=run.lr_schedule(lr, num_steps),
+        gradients=[ClipNorm(run.clip_norm)],
         num_steps=num_steps,
         accumulate=run.accumulate,
         precision=run.precision,

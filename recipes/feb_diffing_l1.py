@@ -6,8 +6,6 @@ to both models and pays less to fire; it absorbs what they share, so that the re
     python recipes/feb_diffing_l1.py
 """
 
-import torch
-
 from crosscode import SparseCoder, Trainer, Weighted
 from crosscode.activations import ReLU
 from crosscode.initialization import AnthropicTranspose, NormalizeActivations
@@ -15,7 +13,8 @@ from crosscode.losses import SummedSquaredError
 from crosscode.models import DenseEncoder, SharedDecoder
 from crosscode.penalties import L1OfNorms
 from crosscode.run import RunOptions, main
-from crosscode.schedulers import LinearRamp, WarmupStableDecay
+from crosscode.schedulers import LinearRamp
+from crosscode.training import ClipNorm
 
 
 def feb_diffing_l1(
@@ -27,7 +26,6 @@ def feb_diffing_l1(
     l1_ramp: float = 0.05,
     decoder_norm: float = 0.1,
     lr: float = 3e-3,
-    lr_decay: float = 0.2,
     num_steps: int = 600,
 ) -> Trainer:
     """Model diffing with shared latents and an L1 penalty (February 2025 update, Anthropic).
@@ -42,7 +40,6 @@ def feb_diffing_l1(
         l1_ramp: part of the run over which both weights rise from 0 (replications: 0.05).
         decoder_norm: norm of each latent's decoder at each site at the start (replications: 0.08).
         lr: Adam's learning rate (replications at L = 16384: 5e-5).
-        lr_decay: part of the run, at its end, over which the learning rate falls to 0 (ports: 0.2).
         num_steps: optimizer steps.
     """
     data = run.dataloader()
@@ -62,8 +59,9 @@ def feb_diffing_l1(
             "shared": Weighted(L1OfNorms("single_model", shared), LinearRamp(shared_ratio * l1, ramp)),
             "exclusive": Weighted(L1OfNorms("l1_of_l2", exclusive), LinearRamp(l1, ramp)),
         },
-        optimizer=torch.optim.Adam(coder.parameters(), fused=True),
-        lr=WarmupStableDecay(lr, num_steps, decay_steps=round(lr_decay * num_steps)),
+        optimizer=run.adam(coder),
+        lr=run.lr_schedule(lr, num_steps),
+        gradients=[ClipNorm(run.clip_norm)],
         num_steps=num_steps,
         accumulate=run.accumulate,
         precision=run.precision,

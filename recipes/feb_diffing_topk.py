@@ -8,8 +8,6 @@ a budget of their own (`--pricing budgets`), a reduced price in a joint selectio
 
 from typing import Literal
 
-import torch
-
 from crosscode import SparseCoder, Trainer, Weighted
 from crosscode.activations import BatchTopK, GroupMax, Priced, SeparateBudgets, TopK
 from crosscode.initialization import AnthropicTranspose, NormalizeActivations
@@ -17,7 +15,7 @@ from crosscode.losses import SummedSquaredError
 from crosscode.models import DenseEncoder, SharedDecoder
 from crosscode.penalties import AuxK
 from crosscode.run import RunOptions, main
-from crosscode.schedulers import WarmupStableDecay
+from crosscode.training import ClipNorm
 
 STYLES = {"topk": TopK, "batch_topk": BatchTopK, "groupmax": GroupMax}
 
@@ -35,7 +33,6 @@ def feb_diffing_topk(
     dead_after: float = 0.1,
     decoder_norm: float = 1.0,
     lr: float = 3e-3,
-    lr_decay: float = 0.2,
     num_steps: int = 600,
 ) -> Trainer:
     """Model diffing with shared latents and TopK-style activations (after the February 2025 update, Anthropic).
@@ -53,7 +50,6 @@ def feb_diffing_topk(
         dead_after: silence, as a part of the run's tokens, that makes a latent dead; at most 10M tokens.
         decoder_norm: norm of each latent's decoder at each site at the start (Minder et al. 2025: 1.0).
         lr: Adam's learning rate (the literature: 2e-4 / sqrt(n_latents / 16384), for longer runs).
-        lr_decay: part of the run, at its end, over which the learning rate falls to 0 (ports: 0.2).
         num_steps: optimizer steps.
     """
     data = run.dataloader()
@@ -73,8 +69,9 @@ def feb_diffing_topk(
         init=[NormalizeActivations(run.init_tokens), AnthropicTranspose(norm=decoder_norm, seed=run.seed)],
         loss=SummedSquaredError(),
         penalties={"aux_k": Weighted(AuxK(data.d_out // 2, run.dead_after_tokens(num_steps, dead_after)), aux_k)},
-        optimizer=torch.optim.Adam(coder.parameters(), fused=True),
-        lr=WarmupStableDecay(lr, num_steps, decay_steps=round(lr_decay * num_steps)),
+        optimizer=run.adam(coder),
+        lr=run.lr_schedule(lr, num_steps),
+        gradients=[ClipNorm(run.clip_norm)],
         num_steps=num_steps,
         accumulate=run.accumulate,
         precision=run.precision,

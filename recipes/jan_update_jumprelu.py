@@ -7,8 +7,6 @@ coders, and the default here comes from a sweep on the default data.
     python recipes/jan_update_jumprelu.py
 """
 
-import torch
-
 from crosscode import SparseCoder, Trainer, Weighted
 from crosscode.activations import JumpReLU
 from crosscode.initialization import JanUpdate, NormalizeActivations
@@ -16,7 +14,8 @@ from crosscode.losses import SummedSquaredError
 from crosscode.models import DenseDecoder, DenseEncoder
 from crosscode.penalties import PreActivation, TanhSparsity
 from crosscode.run import RunOptions, main
-from crosscode.schedulers import LinearRamp, WarmupStableDecay
+from crosscode.schedulers import LinearRamp
+from crosscode.training import ClipNorm
 
 
 def jan_update_jumprelu(
@@ -30,7 +29,6 @@ def jan_update_jumprelu(
     ste_to_input: bool = True,
     firing_rate: float = 0.3,
     lr: float = 3e-3,
-    lr_decay: float = 0.2,
     num_steps: int = 600,
 ) -> Trainer:
     """JumpReLU crosscoder with tanh sparsity and pre-activation loss (January 2025 update, Anthropic).
@@ -46,7 +44,6 @@ def jan_update_jumprelu(
         ste_to_input: let the straight-through estimator reach all parameters, not thresholds alone (the update: yes).
         firing_rate: share of tokens each latent fires on at the start (the update: 10000 / n_latents, here above 1).
         lr: Adam's learning rate (ports: 2e-4).
-        lr_decay: part of the run, at its end, over which the learning rate falls to 0 (ports: 0.2).
         num_steps: optimizer steps.
     """
     data = run.dataloader()
@@ -65,8 +62,9 @@ def jan_update_jumprelu(
             "tanh": Weighted(TanhSparsity(c=c), LinearRamp(sparsity, num_steps)),
             "pre_act": Weighted(PreActivation(jumprelu), pre_act),
         },
-        optimizer=torch.optim.Adam(coder.parameters(), fused=True),
-        lr=WarmupStableDecay(lr, num_steps, decay_steps=round(lr_decay * num_steps)),
+        optimizer=run.adam(coder),
+        lr=run.lr_schedule(lr, num_steps),
+        gradients=[ClipNorm(run.clip_norm)],
         num_steps=num_steps,
         accumulate=run.accumulate,
         precision=run.precision,

@@ -7,8 +7,6 @@ Several models, several layers, or both; one model and one hookpoint make it an 
     python recipes/l1_crosscoder.py --hookpoints blocks.2.hook_resid_post        # an SAE
 """
 
-import torch
-
 from crosscode import SparseCoder, Trainer, Weighted
 from crosscode.activations import ReLU
 from crosscode.initialization import AnthropicTranspose, NormalizeActivations
@@ -16,7 +14,8 @@ from crosscode.losses import SummedSquaredError
 from crosscode.models import DenseDecoder, DenseEncoder
 from crosscode.penalties import L1OfNorms
 from crosscode.run import RunOptions, main
-from crosscode.schedulers import LinearRamp, WarmupStableDecay
+from crosscode.schedulers import LinearRamp
+from crosscode.training import ClipNorm
 
 LAYERS = RunOptions(hookpoints=tuple(f"blocks.{i}.hook_resid_post" for i in (1, 2, 3)))
 
@@ -28,7 +27,6 @@ def l1_crosscoder(
     l1_ramp: float = 0.05,
     decoder_norm: float = 0.1,
     lr: float = 3e-3,
-    lr_decay: float = 0.2,
     num_steps: int = 600,
 ) -> Trainer:
     """Crosscoder with an L1 penalty (Sparse Crosscoders, Anthropic, October 2024).
@@ -40,7 +38,6 @@ def l1_crosscoder(
         l1_ramp: part of the run over which the weight rises from 0 (replications: 0.05).
         decoder_norm: norm of each latent's decoder at each site at the start (replications: 0.08).
         lr: Adam's learning rate (replications at L = 16384: 5e-5).
-        lr_decay: part of the run, at its end, over which the learning rate falls to 0 (ports: 0.2).
         num_steps: optimizer steps.
     """
     data = run.dataloader()
@@ -55,8 +52,9 @@ def l1_crosscoder(
         init=[NormalizeActivations(run.init_tokens), AnthropicTranspose(norm=decoder_norm, seed=run.seed)],
         loss=SummedSquaredError(),
         penalties={"l1": Weighted(L1OfNorms(norm="l1_of_l2"), LinearRamp(l1, round(l1_ramp * num_steps)))},
-        optimizer=torch.optim.Adam(coder.parameters(), fused=True),
-        lr=WarmupStableDecay(lr, num_steps, decay_steps=round(lr_decay * num_steps)),
+        optimizer=run.adam(coder),
+        lr=run.lr_schedule(lr, num_steps),
+        gradients=[ClipNorm(run.clip_norm)],
         num_steps=num_steps,
         accumulate=run.accumulate,
         precision=run.precision,

@@ -5,8 +5,6 @@ Source: Gao et al., "Scaling and evaluating sparse autoencoders", OpenAI, 2024.
     python recipes/sae_topk.py --models smollm2 --hookpoints blocks.14.hook_resid_post --num-steps 200
 """
 
-import torch
-
 from crosscode import Trainer, Weighted
 from crosscode.activations import TopK
 from crosscode.initialization import AnthropicTranspose, DecoderBias, NormalizeActivations
@@ -14,7 +12,6 @@ from crosscode.losses import SummedSquaredError
 from crosscode.models import sae
 from crosscode.penalties import AuxK
 from crosscode.run import RunOptions, main
-from crosscode.schedulers import WarmupStableDecay
 from crosscode.training import ClipNorm, RemoveParallelGradient, UnitNormDecoder
 
 
@@ -25,7 +22,6 @@ def sae_topk(
     aux_k: float = 1 / 32,
     dead_after: float = 0.1,
     lr: float = 3e-3,
-    lr_decay: float = 0.2,
     num_steps: int = 600,
 ) -> Trainer:
     """TopK sparse autoencoder (Gao et al. 2024).
@@ -37,7 +33,6 @@ def sae_topk(
         aux_k: weight of the auxiliary loss on dead latents (Gao et al.: 1/32).
         dead_after: silence, as a part of the run's tokens, that makes a latent dead; at most 10M tokens (Gao et al.).
         lr: Adam's learning rate (the literature: 2e-4 / sqrt(n_latents / 16384), for longer runs).
-        lr_decay: part of the run, at its end, over which the learning rate falls to 0 (Gao et al.: none).
         num_steps: optimizer steps.
     """
     data = run.dataloader()
@@ -53,12 +48,12 @@ def sae_topk(
         ],
         loss=SummedSquaredError(),
         penalties={"aux_k": Weighted(aux, aux_k)},
-        optimizer=torch.optim.Adam(coder.parameters(), eps=6.25e-10, fused=True),
-        lr=WarmupStableDecay(lr, num_steps, decay_steps=round(lr_decay * num_steps)),
+        optimizer=run.adam(coder, eps=6.25e-10),
+        lr=run.lr_schedule(lr, num_steps),
         num_steps=num_steps,
         accumulate=run.accumulate,
         precision=run.precision,
-        gradients=[RemoveParallelGradient(), ClipNorm(1.0)],
+        gradients=[RemoveParallelGradient(), ClipNorm(run.clip_norm)],
         constraints=[UnitNormDecoder()],
     )
 

@@ -6,8 +6,6 @@ decoder and skip start at zero, the decoder bias at the mean output, so latents 
     python recipes/skip_transcoder.py
 """
 
-import torch
-
 from crosscode import Trainer, Weighted
 from crosscode.activations import TopK
 from crosscode.initialization import NormalizeActivations, ZeroDecoderSkip
@@ -15,7 +13,7 @@ from crosscode.losses import SummedSquaredError
 from crosscode.models import transcoder
 from crosscode.penalties import AuxK
 from crosscode.run import MLP_INPUTS, MLP_OUTPUTS, RunOptions, main
-from crosscode.schedulers import WarmupStableDecay
+from crosscode.training import ClipNorm
 
 
 def skip_transcoder(
@@ -26,7 +24,6 @@ def skip_transcoder(
     aux_k: float = 1 / 32,
     dead_after: float = 0.1,
     lr: float = 1e-2,
-    lr_decay: float = 0.2,
     num_steps: int = 600,
 ) -> Trainer:
     """Skip transcoder (Paulo, Shabalin and Belrose 2025).
@@ -39,7 +36,6 @@ def skip_transcoder(
         aux_k: weight of the auxiliary loss on dead latents (Gao et al. 2024: 1/32).
         dead_after: silence, as a part of the run's tokens, that makes a latent dead; at most 10M tokens.
         lr: Adam's learning rate (the literature: 2e-4 / sqrt(n_latents / 16384), for longer runs).
-        lr_decay: part of the run, at its end, over which the learning rate falls to 0 (ports: 0.2).
         num_steps: optimizer steps.
     """
     data = run.dataloader()
@@ -51,8 +47,9 @@ def skip_transcoder(
         init=[NormalizeActivations(run.init_tokens), ZeroDecoderSkip(seed=run.seed)],
         loss=SummedSquaredError(),
         penalties={"aux_k": Weighted(aux, aux_k)},
-        optimizer=torch.optim.Adam(coder.parameters(), fused=True),
-        lr=WarmupStableDecay(lr, num_steps, decay_steps=round(lr_decay * num_steps)),
+        optimizer=run.adam(coder),
+        lr=run.lr_schedule(lr, num_steps),
+        gradients=[ClipNorm(run.clip_norm)],
         num_steps=num_steps,
         accumulate=run.accumulate,
         precision=run.precision,

@@ -9,8 +9,6 @@ latents ranked by decoder-norm-weighted scores, which discourages splitting a co
 
 from typing import Literal
 
-import torch
-
 from crosscode import SparseCoder, Trainer, Weighted
 from crosscode.activations import BatchTopK, GroupMax, TopK
 from crosscode.initialization import NormalizeActivations, SameAcrossSites
@@ -18,7 +16,7 @@ from crosscode.losses import SummedSquaredError
 from crosscode.models import DenseDecoder, DenseEncoder
 from crosscode.penalties import AuxK
 from crosscode.run import RunOptions, main
-from crosscode.schedulers import WarmupStableDecay
+from crosscode.training import ClipNorm
 
 STYLES = {"topk": TopK, "batch_topk": BatchTopK, "groupmax": GroupMax}
 
@@ -32,7 +30,6 @@ def topk_crosscoder(
     dead_after: float = 0.1,
     decoder_norm: float = 1.0,
     lr: float = 3e-3,
-    lr_decay: float = 0.2,
     num_steps: int = 600,
 ) -> Trainer:
     """TopK-style crosscoder with AuxK (Gao et al. 2024; Bussmann et al. 2024; Minder et al. 2025).
@@ -46,7 +43,6 @@ def topk_crosscoder(
         dead_after: silence, as a part of the run's tokens, that makes a latent dead; at most 10M tokens (Gao et al.).
         decoder_norm: norm of each latent's decoder at each site at the start (Minder et al.: 1.0).
         lr: Adam's learning rate (2e-4 / sqrt(n_latents / 16384) in the literature, for longer runs).
-        lr_decay: part of the run, at its end, over which the learning rate falls to 0 (ports: 0.2).
         num_steps: optimizer steps.
     """
     data = run.dataloader()
@@ -61,8 +57,9 @@ def topk_crosscoder(
         init=[NormalizeActivations(run.init_tokens), SameAcrossSites(norm=decoder_norm, seed=run.seed)],
         loss=SummedSquaredError(),
         penalties={"aux_k": Weighted(AuxK(data.d_out // 2, run.dead_after_tokens(num_steps, dead_after)), aux_k)},
-        optimizer=torch.optim.Adam(coder.parameters(), fused=True),
-        lr=WarmupStableDecay(lr, num_steps, decay_steps=round(lr_decay * num_steps)),
+        optimizer=run.adam(coder),
+        lr=run.lr_schedule(lr, num_steps),
+        gradients=[ClipNorm(run.clip_norm)],
         num_steps=num_steps,
         accumulate=run.accumulate,
         precision=run.precision,

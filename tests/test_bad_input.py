@@ -45,9 +45,8 @@ def refusal(
         monkeypatch.setattr(Trainer, "step", forbidden)
         capsys.readouterr()
         defaults = {"models": [folder / "base"], "dataset": folder / "text.txt", "output": tmp_path / "run"}
-        small = {name: value for name, value in SMALL.items() if (recipe, name) != ("compound_clt", "n_latents")}
         with pytest.raises(SystemExit) as stopped:
-            main(factory(recipe), options(**{**small, **defaults, **given}))
+            main(factory(recipe), options(**{**SMALL, **defaults, **given}))
         assert stopped.value.code == 2
         (line,) = [line for line in capsys.readouterr().err.splitlines() if line.strip() and "Loading" not in line]
         assert line.startswith("error: ")
@@ -68,6 +67,10 @@ def refusal(
         ("topk_crosscoder", {"n_latents": 0}, ["n_latents=0", "at least 1"]),
         ("l1_crosscoder", {"l1": -1}, ["-1", "at least 0"]),
         ("l1_crosscoder", {"lr": -1}, ["-1", "at least 0"]),
+        ("l1_crosscoder", {"lr_warmup": -0.1}, ["lr_warmup=-0.1", "between 0 and 1"]),
+        ("sae_topk", {"k": 4, "lr_decay": 1.5}, ["lr_decay=1.5", "between 0 and 1"]),
+        ("l1_crosscoder", {"betas": (0.9, 1.0)}, ["betas=(0.9, 1.0)", "less than 1"]),
+        ("l1_crosscoder", {"clip_norm": 0}, ["clip_norm=0", "greater than 0"]),
         ("topk_crosscoder", {"k": 4, "aux_k": -0.1}, ["-0.1", "at least 0"]),
         ("jan_update_jumprelu", {"sparsity": -1}, ["-1", "at least 0"]),
         ("jan_update_jumprelu", {"pre_act": -1}, ["-1", "at least 0"]),
@@ -200,7 +203,7 @@ def test_a_hookpoint_of_another_width(folder: Path, refusal) -> None:
 
 def test_a_compound_clt_of_two_models(folder: Path, refusal) -> None:
     """It is of one model."""
-    line = refusal("compound_clt", models=[folder / "base", folder / "base"], n_latents_per_layer=8, k_per_layer=2)
+    line = refusal("compound_clt", models=[folder / "base", folder / "base"], n_latents=8, k=2)
     assert "models=" in line
     assert "one model" in line
 

@@ -33,6 +33,13 @@ def positive(name: str, value: float | int) -> None:
         raise BadInput(f"{name}={value} must be greater than 0{' and finite' if value == math.inf else ''}.")
 
 
+def share(name: str, value: float | int) -> None:
+    """A part of a whole, 0 to 1, or a line that says which argument was not."""
+    number(name, value)
+    if not 0 <= value <= 1:
+        raise BadInput(f"{name}={value} must lie between 0 and 1: it is a part of the whole.")
+
+
 def count(name: str, value: int, least: int = 1) -> None:
     """A whole number of at least `least`, or a line that says which argument was not."""
     if not hasattr(value, "__index__"):

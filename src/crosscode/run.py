@@ -20,7 +20,7 @@ from torch import Tensor
 
 from crosscode.activations import JumpReLU
 from crosscode.callbacks import Checkpoint, JSONLines, Log, Profile, ProgressBar, WeightsAndBiases, print_time
-from crosscode.checks import at_least, positive
+from crosscode.checks import at_least, positive, share
 from crosscode.command_line import read_options
 from crosscode.data import (
     ActivationCache,
@@ -33,10 +33,11 @@ from crosscode.data import (
 from crosscode.errors import BadInput, CrosscodeError
 from crosscode.evaluation import evaluate
 from crosscode.metrics import FVU, L0, Dead, DecoderCosine, DecoderNormRatio, Density, Metric, Thresholds
-from crosscode.models import PerSiteEncoder
+from crosscode.models import PerSiteEncoder, SparseCoder
 from crosscode.penalties import AuxK
 from crosscode.report import draw_run, print_summary
 from crosscode.saving import save
+from crosscode.schedulers import WarmupStableDecay
 from crosscode.training import Trainer, describe, load_checkpoint, newest_checkpoint
 
 RESIDUAL = "blocks.2.hook_resid_post"
@@ -61,6 +62,10 @@ class RunOptions:
         sequence_length: tokens of a sequence.
         batch_size: tokens of a (micro-)batch.
         accumulate: micro-batches per optimizer step.
+        lr_warmup: part of the run over which the learning rate rises from 0 (crosscoder ports: 0; GDM: 1000 steps).
+        lr_decay: part of the run, at its end, over which the learning rate falls to 0 (crosscoder ports: 0.2).
+        betas: Adam's decay rates of its two moments (crosscoder ports: 0.9 0.999; Gemma Scope: 0 0.999).
+        clip_norm: largest norm of all gradients together (every public crosscoder trainer: 1).
         shuffle_buffer: tokens that batches are drawn from.
         init_tokens: tokens that scales are measured on before training; fewer start a short run sooner.
         cache: directory of the activation cache; none harvests anew.
@@ -89,6 +94,10 @@ class RunOptions:
     sequence_length: int = 256
     batch_size: int = 1024
     accumulate: int = 1
+    lr_warmup: float = 0.0
+    lr_decay: float = 0.2
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip_norm: float = 1.0
     shuffle_buffer: int = 32_768
     init_tokens: int = 100_000
     cache: Path | None = None
@@ -113,6 +122,11 @@ class RunOptions:
             raise BadInput(f"revisions has {len(self.revisions)} entries for {len(self.models)} models.")
         at_least("init_tokens", self.init_tokens, 1)
         at_least("eval_tokens", self.eval_tokens, 1)
+        share("lr_warmup", self.lr_warmup)
+        share("lr_decay", self.lr_decay)
+        positive("clip_norm", self.clip_norm)
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise BadInput(f"betas={self.betas} must both be at least 0 and less than 1.")
 
     @functools.cached_property
     def language_models(self) -> list[LanguageModel]:
@@ -180,10 +194,19 @@ class RunOptions:
         if len(self.models) < min(2, len(default.models)):
             raise BadInput(f"models={self.models}: this recipe compares models, so name at least two.")
 
-    def dead_after_tokens(self, num_steps: int, share: float = 0.1) -> int:
+    def adam(self, coder: SparseCoder, eps: float = 1e-8) -> torch.optim.Optimizer:
+        """Adam over a coder's parameters, without weight decay."""
+        return torch.optim.Adam(coder.parameters(), betas=self.betas, eps=eps, fused=True)
+
+    def lr_schedule(self, lr: float, num_steps: int) -> WarmupStableDecay:
+        """Warm-up, `lr`, decay to 0; each of the two lasts its share of the run."""
+        warmup, decay = (round(part * num_steps) for part in (self.lr_warmup, self.lr_decay))
+        return WarmupStableDecay(lr, num_steps, warmup_steps=warmup, decay_steps=decay)
+
+    def dead_after_tokens(self, num_steps: int, dead_after: float = 0.1) -> int:
         """The silence that makes a latent dead: a share of the run's tokens, at most 10M (Gao et al. 2024)."""
-        positive("dead_after", share)
-        return min(10_000_000, max(1, round(share * num_steps * self.accumulate * self.batch_size)))
+        positive("dead_after", dead_after)
+        return min(10_000_000, max(1, round(dead_after * num_steps * self.accumulate * self.batch_size)))
 
     def directory(self, recipe: str) -> Path:
         """Where this run's files go."""

@@ -22,9 +22,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def models_loaded_once() -> Iterator[None]:
-    """Booting a model costs a second: recipes of one session share them."""
+    """Booting a model costs a second: the tests of a file share them; others may change theirs."""
     load = crosscode.run.load_language_model
     crosscode.run.load_language_model = functools.cache(load)
     yield
@@ -39,7 +39,7 @@ def run_small(folder: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
         models = [folder / "base", folder / "tuned"][:n_models]
         arguments = {**SMALL, "models": models, "dataset": folder / "text.txt", "output": tmp_path / "run", **given}
         if recipe == "compound_clt":
-            arguments["n_latents_per_layer"] = arguments.pop("n_latents") // 4
+            arguments["n_latents"] //= 4  # of each layer
         return crosscode.run.main(factory(recipe), options(**arguments))
 
     return run

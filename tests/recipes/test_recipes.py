@@ -45,7 +45,7 @@ TRANSCODERS: dict[str, tuple[str, dict[str, Any]]] = {
     **{
         f"compound_{activation}_{skip}": (
             "compound_clt",
-            {"activation": activation, "skip": skip, "k_per_layer": 2, "sparsity": 0.1, "lr": 1e-2},
+            {"activation": activation, "skip": skip, "k": 2, "sparsity": 0.1, "lr": 1e-2},
         )
         for activation in ("jumprelu", "batch_topk")
         for skip in (True, False)
@@ -142,6 +142,17 @@ def test_the_topk_sae_learns(run_small, tmp_path: Path) -> None:
     coder = crosscode.load(tmp_path / "run" / "coder")
     torch.testing.assert_close(coder.decoder.norms_LXo(), torch.ones(32))
     assert summary["l0/mean"] <= 6
+
+
+def test_the_optimizer_is_as_asked(run_small, tmp_path: Path) -> None:
+    """Warm-up, decay, Adam's betas and the clipped norm are options of every recipe."""
+    given = {"lr": 1e-2, "lr_warmup": 0.5, "lr_decay": 0.25, "betas": (0.5, 0.75), "clip_norm": 0.125}
+    run_small("l1_crosscoder", **ONE_HOOKPOINT, **given)
+    rates = {row["step"]: row["train/lr"] for row in rows(tmp_path / "run")}
+    assert rates == pytest.approx({1: 1e-2 / 20, 10: 1e-2 / 2, 20: 1e-2, 30: 1e-2, 40: 1e-2 / 10})
+    configuration = json.loads((tmp_path / "run" / "configuration.json").read_text())
+    assert configuration["optimizer"]["betas"] == [0.5, 0.75]
+    assert configuration["gradients"] == [{"type": "ClipNorm", "max_norm": 0.125}]
 
 
 @pytest.mark.parametrize("name", ["l1", "jan", "batch_topk"])

@@ -128,25 +128,28 @@ def compound_cross_layer_transcoder(
     n_latents_per_site: int,
     activation: Activation,
     skip: bool = False,
+    d_out: int | None = None,
     widths_Xi: Sequence[int] | None = None,
     widths_Xo: Sequence[int] | None = None,
 ) -> SparseCoder:
     """The compound CLT of Circuit Tracing (2025): each layer's latents read there and write there and above.
 
     Args:
-        d_model: width of inputs and targets (`D`), the widest if they differ.
+        d_model: width of the inputs (`D`), the widest if they differ.
         n_sites: how many layers (`P`).
         n_latents_per_site: latents of each layer (`Lp`).
         activation: one activation per layer (`PerSite`), or one that selects over all.
         skip: whether each layer's input feeds the same layer's output linearly.
+        d_out: width of the targets, the widest if they differ; `d_model` if not given.
         widths_Xi: real width of each layer's input, where they differ.
         widths_Xo: real width of each layer's output, where they differ.
     """
     count("n_sites", n_sites)
     dims, pairs = (n_sites,), tuple((i, i) for i in range(n_sites))
+    d_out = d_model if d_out is None else d_out
     return SparseCoder(
         PerSiteEncoder(dims, d_model, n_latents_per_site, widths_Xi=_widths("widths_Xi", dims, d_model, widths_Xi)),
         activation,
-        CausalDecoder(n_latents_per_site, dims, d_model, widths_Xo=_widths("widths_Xo", dims, d_model, widths_Xo)),
-        LinearSkip(dims, d_model, dims, d_model, pairs) if skip else None,
+        CausalDecoder(n_latents_per_site, dims, d_out, widths_Xo=_widths("widths_Xo", dims, d_out, widths_Xo)),
+        LinearSkip(dims, d_model, dims, d_out, pairs) if skip else None,
     )
