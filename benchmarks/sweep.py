@@ -71,10 +71,10 @@ def sweep(recipe: str) -> str:
     with tqdm(total=trainers[0].num_steps, desc=recipe, unit="step") as bar:
         trainers[0].callbacks = (Bar(bar),)
         coders = train_together(trainers)
-    held_out = held_out_of(trainers[0], run)
+    held_out = held_out_of(trainers[0].model, run)
     rows = []
-    for cell, trainer, coder in zip(cells, trainers, coders):
-        results = evaluate(coder, held_out, measures(trainer), run.eval_tokens)
+    for cell, coder in zip(cells, coders):
+        results = evaluate(coder, held_out, measures(coder, held_out), run.eval_tokens)
         rows.append({**cell, **{name: results[name] for name in COLUMNS if name in results}})
     header = f"| {' | '.join(rows[0])} |\n|{'---|' * len(rows[0])}"
     lines = [f"| {' | '.join(f'{value:.4g}' for value in row.values())} |" for row in rows]

@@ -18,7 +18,9 @@ FLOORS = [
     ("training",),
     ("callbacks", "evaluation", "interop"),
     ("report",),
-    ("run", "cli", "__main__"),
+    ("run",),
+    ("cli",),
+    ("__main__",),
     ("__init__",),
 ]
 FLOOR = {part: number for number, parts in enumerate(FLOORS) for part in parts}

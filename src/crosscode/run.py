@@ -21,7 +21,7 @@ from torch import Tensor
 from crosscode.activations import JumpReLU
 from crosscode.callbacks import Checkpoint, JSONLines, Log, Profile, ProgressBar, WeightsAndBiases, print_time
 from crosscode.checks import at_least, positive, share
-from crosscode.command_line import read_options
+from crosscode.command_line import errors_in_one_line, read_options
 from crosscode.data import (
     ActivationCache,
     Dataloader,
@@ -30,6 +30,7 @@ from crosscode.data import (
     TokenSequences,
     load_language_model,
 )
+from crosscode.data.documents import looks_local
 from crosscode.errors import BadInput, CrosscodeError
 from crosscode.evaluation import evaluate
 from crosscode.metrics import FVU, L0, Dead, DecoderCosine, DecoderNormRatio, Density, Metric, Thresholds
@@ -43,6 +44,7 @@ from crosscode.training import Trainer, describe, load_checkpoint, newest_checkp
 RESIDUAL = "blocks.2.hook_resid_post"
 MLP_INPUTS = tuple(f"blocks.{i}.mlp.hook_in" for i in range(4))
 MLP_OUTPUTS = tuple(f"blocks.{i}.hook_mlp_out" for i in range(4))
+OPTIONS = "options.json"  # of a run's folder: models, data and hookpoints can be had again from it
 SPLITS = {"train": "training split", "held_out": "held-out split"}
 
 
@@ -212,6 +214,38 @@ class RunOptions:
         """Where this run's files go."""
         return self.output or Path("runs") / recipe
 
+    def write(self, file: Path) -> None:
+        """As JSON; local files and folders by their absolute paths, so that the run is understood from anywhere."""
+        fields = attrs.asdict(self, value_serializer=lambda _, field, value: _absolute(field, value))
+        file.write_text(json.dumps(fields, indent=2) + "\n")
+
+    @classmethod
+    def read(cls, file: Path) -> "RunOptions":
+        """What `write` wrote."""
+        try:
+            fields = json.loads(file.read_text())
+            paths = {name: fields[name] and Path(fields[name]) for name in ("cache", "output")}
+            lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
+            return cls(**{**fields, **lists, **paths})
+        except FileNotFoundError:
+            raise BadInput(f"{str(file.parent)!r} is no folder of a run: {file.name} is missing.") from None
+        except BadInput:
+            raise
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise BadInput(f"{str(file)!r} does not hold a run's options: {error}") from error
+
+
+def _absolute(field: Any, value: Any) -> Any:
+    """Paths as texts; names that stand for a local file or folder as absolute paths."""
+    if isinstance(value, Path):
+        return str(value.expanduser().absolute())
+    name = None if field is None else field.name
+    if name == "models":
+        return [str(Path(each).expanduser().absolute()) if Path(each).expanduser().is_dir() else each for each in value]
+    if name == "dataset" and value != "embedded" and looks_local(value):
+        return str(Path(value).expanduser().absolute())
+    return value
+
 
 def _names(names: Sequence[str], one_site: bool) -> str | tuple[str, ...] | None:
     if not names:
@@ -226,9 +260,11 @@ def dataloader_of(trainer: Trainer) -> Dataloader:
     return trainer.data
 
 
-def held_out_of(trainer: Trainer, run: RunOptions) -> Dataloader:
-    """Held-out batches of the same shape as the trainer's own."""
-    return run.dataloader("held_out", one_site=not isinstance(dataloader_of(trainer).reads, tuple))
+def held_out_of(coder: SparseCoder, run: RunOptions) -> Dataloader:
+    """Held-out batches of the shape that the coder reads and writes."""
+    loader = run.dataloader("held_out")
+    fits = (loader.in_dims, loader.out_dims) == (coder.encoder.in_dims, coder.decoder.out_dims)
+    return loader if fits else run.dataloader("held_out", one_site=False)
 
 
 def site_names(data: Dataloader) -> tuple[tuple[str, ...], ...]:
@@ -237,24 +273,23 @@ def site_names(data: Dataloader) -> tuple[tuple[str, ...], ...]:
     return (data.model_names, (written,) if isinstance(written, str) else tuple(written))
 
 
-def diffs_models(trainer: Trainer) -> bool:
+def diffs_models(coder: SparseCoder) -> bool:
     """Whether the coder writes models side by side, so that the decoders of the first two can be compared."""
-    dims = trainer.model.decoder.out_dims
+    dims = coder.decoder.out_dims
     return len(dims) == 2 and dims[0] >= 2
 
 
-def measures(trainer: Trainer) -> list[Metric]:
+def measures(coder: SparseCoder, data: Dataloader) -> list[Metric]:
     """What every recipe measures, in training and on held-out tokens."""
-    coder = trainer.model
     n_shared = getattr(coder.decoder, "n_shared", None)
     per_site = coder.encoder.in_dims[0] if isinstance(coder.encoder, PerSiteEncoder) else None
     jumps = any(isinstance(part, JumpReLU) for part in coder.activation.modules())
     return [
-        FVU(site_names(dataloader_of(trainer))),
+        FVU(site_names(data)),
         L0(n_shared, per_site),
         Density(),
         *([Thresholds(coder.activation)] if jumps else []),  # type: ignore[arg-type]
-        *([DecoderNormRatio(), DecoderCosine()] if diffs_models(trainer) else []),
+        *([DecoderNormRatio(), DecoderCosine()] if diffs_models(coder) else []),
     ]
 
 
@@ -280,7 +315,7 @@ def run_recipe(trainer: Trainer, run: RunOptions, name: str) -> dict[str, Any]:
         WeightsAndBiases(run.wandb_mode, run.wandb_project, name, directory),
     ]
     dead_after = dead_after_tokens_of(trainer, run)
-    metrics = [*measures(trainer), Dead(dead_after)]
+    metrics = [*measures(trainer.model, dataloader_of(trainer)), Dead(dead_after)]
     trainer.callbacks = (
         *trainer.callbacks,
         Log(sinks, every=run.log_every, metrics=metrics, samples_every=10 * run.log_every),
@@ -288,7 +323,7 @@ def run_recipe(trainer: Trainer, run: RunOptions, name: str) -> dict[str, Any]:
         *([] if run.quiet else [ProgressBar()]),
         *([] if profile is None else [profile]),
     )
-    trainer.held_out = held_out = held_out_of(trainer, run)
+    trainer.held_out = held_out = held_out_of(trainer.model, run)
     directory.mkdir(parents=True, exist_ok=True)
     if run.resume:
         newest = newest_checkpoint(directory / "checkpoints")
@@ -300,6 +335,7 @@ def run_recipe(trainer: Trainer, run: RunOptions, name: str) -> dict[str, Any]:
             f"output={str(directory)!r} holds a run that was cut short: --resume goes on, another --output keeps it."
         )
     (directory / "summary.json").unlink(missing_ok=True)  # there once a run is complete
+    run.write(directory / OPTIONS)
     (directory / "configuration.json").write_text(json.dumps(describe(trainer), indent=2) + "\n")
     if not run.quiet:
         step, n = trainer.state.step, trainer.num_steps
@@ -312,7 +348,7 @@ def run_recipe(trainer: Trainer, run: RunOptions, name: str) -> dict[str, Any]:
     save(coder, directory / "coder")
     if not run.quiet:
         print(f"{name}: measuring on {run.eval_tokens:,} held-out tokens", file=sys.stderr)
-    results = evaluate(coder, held_out, measures(trainer), run.eval_tokens)
+    results = evaluate(coder, held_out, measures(coder, held_out), run.eval_tokens)
     dead_L = (trainer.state.tokens_since_fired_L >= dead_after).cpu()
     numbers = {key: value for key, value in results.items() if not isinstance(value, Tensor)}
     summary = {
@@ -339,14 +375,8 @@ def main(factory: Callable[..., Trainer], arguments: Sequence[str] | None = None
 
     Bad input ends the program with one line and exit code 2.
     """
-    try:
+    with errors_in_one_line():
         run, scheme = read_options(factory, sys.argv[1:] if arguments is None else arguments)
         run.check_like(inspect.signature(factory).parameters["run"].default)
         torch.manual_seed(run.seed)
         return run_recipe(factory(run, **scheme), run, factory.__name__)
-    except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except CrosscodeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
