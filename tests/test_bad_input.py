@@ -11,7 +11,7 @@ import pytest
 import small_runs
 from small_runs import SMALL, VOCABULARY, factory, options, save_model, save_text
 
-from crosscode.data.language_model import TransformerLensModel
+from crosscode.data.transformer_lens_model import TransformerLensModel
 from crosscode.run import RunOptions, main
 from crosscode.training import Trainer
 

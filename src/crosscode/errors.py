@@ -20,3 +20,8 @@ def close_match(name: str, allowed: Iterable[str], most: int = 3) -> str:
         return f" Did you mean {', '.join(map(repr, matches))}?"
     shown = ", ".join(map(repr, allowed[:12]))
     return f" Known: {shown}{' …' if len(allowed) > 12 else ''}."
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, or else its kind, without the page that may follow."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

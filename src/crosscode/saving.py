@@ -17,7 +17,7 @@ import attrs
 import torch
 from torch import nn
 
-from crosscode.errors import BadInput, CrosscodeError, close_match
+from crosscode.errors import BadInput, CrosscodeError, close_match, first_line
 from crosscode.models import SparseCoder
 
 SPEC, WEIGHTS = "coder.json", "model.safetensors"
@@ -97,7 +97,7 @@ def _build(spec: Any, classes: dict[str, type]) -> Any:
         except CrosscodeError as error:
             raise NotLoadable(f"coder.json describes a {cls.__name__} that cannot be: {error}") from error
         except Exception as error:  # wrong fields or types in a file somebody edited
-            why = next(iter(str(error).splitlines()), type(error).__name__)
+            why = first_line(error)
             raise NotLoadable(f"coder.json's fields do not fit {cls.__name__}: {why}") from error
     raise NotLoadable(f"coder.json holds something that is no spec: {str(spec)[:80]!r}.")
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from crosscode.data import LanguageModel, hook_sites, language_model, load_language_model
+from crosscode.data import LanguageModel, hook_sites, load_language_model, transformer_lens_model
 from crosscode.data.hook_sites import Site
 from crosscode.errors import BadInput, CrosscodeError
 
@@ -79,7 +79,7 @@ def test_a_hookpoint_of_the_hugging_face_model_is_what_the_bridge_has_there(load
 
     acts_HSPD = model.harvest(TOKENS_HS, list(sites))
 
-    passed = language_model._passed(model.bridge, list(sites), TOKENS_HS)
+    passed = transformer_lens_model._passed(model.bridge, list(sites), TOKENS_HS)
     for p, name in enumerate(sites):
         acts_HSD = acts_HSPD[:, :, p, : model.width(name)]
         torch.testing.assert_close(acts_HSD, passed[name].flatten(2), rtol=1e-4, atol=2e-6, msg=name)
@@ -92,8 +92,8 @@ def test_what_is_replaced_in_the_hugging_face_model_has_the_effect_that_it_has_i
     generator = torch.Generator().manual_seed(0)
     shifts = {name: torch.randn(*TOKENS_HS.shape, model.width(name), generator=generator) for name in common(model)}
     edits = {name: lambda acts, shift_HSD=shift_HSD: acts + shift_HSD for name, shift_HSD in shifts.items()}
-    hooks = [(name, language_model._editing(name, edit)) for name, edit in edits.items()]
-    with torch.no_grad(), language_model._bridge_hooked(model.bridge, hooks):
+    hooks = [(name, transformer_lens_model._editing(name, edit)) for name, edit in edits.items()]
+    with torch.no_grad(), transformer_lens_model._bridge_hooked(model.bridge, hooks):
         wanted_HSV = model.bridge.forward(TOKENS_HS, return_type="logits", use_cache=False)
 
     torch.testing.assert_close(model.logits(TOKENS_HS, edits), wanted_HSV, rtol=1e-4, atol=5e-6)
@@ -120,13 +120,13 @@ def test_a_hookpoint_that_has_no_module_goes_through_the_bridge(load):
 def test_a_site_that_is_not_what_the_bridge_has_is_not_used(load, saved_model, monkeypatch, fault):
     """A short pass through both finds it, once; what is harvested is right all the same."""
     mlp, attention = "blocks.1.hook_mlp_out", "blocks.1.hook_attn_out"
-    find_sites = language_model.find_sites
+    find_sites = transformer_lens_model.find_sites
 
     def mistaken(*args):
         path = "model.layers.1.self_attn" if fault == "another module" else "model.layers.1.no_such_module"
         return find_sites(*args) | {mlp: Site(path, "output")}
 
-    monkeypatch.setattr(language_model, "find_sites", mistaken)
+    monkeypatch.setattr(transformer_lens_model, "find_sites", mistaken)
     model = load_language_model(str(saved_model("Llama")))
 
     acts_HSPD = model.harvest(TOKENS_HS, [mlp, attention])

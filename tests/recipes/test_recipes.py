@@ -180,7 +180,7 @@ def test_one_model_at_two_revisions_has_two_names(run_small, folder: Path, tmp_p
 
 def test_a_second_run_needs_no_language_model(run_small, folder: Path, tmp_path: Path, monkeypatch) -> None:
     """With `--cache` the same text is harvested once, and the coder is the same."""
-    from crosscode.data.language_model import TransformerLensModel
+    from crosscode.data.transformer_lens_model import TransformerLensModel
 
     given = {"k": 6, "cache": tmp_path / "cache", "num_steps": 10}
     first = run_small("sae_topk", **given)

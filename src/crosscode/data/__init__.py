@@ -3,7 +3,8 @@
 from crosscode.data.cache import ActivationCache
 from crosscode.data.dataloader import Dataloader
 from crosscode.data.harvester import Harvest, Harvester
-from crosscode.data.language_model import LanguageModel, load_language_model
+from crosscode.data.language_model import LanguageModel
+from crosscode.data.model_names import load_language_model
 from crosscode.data.token_sequences import TokenSequence, TokenSequences
 
 __all__ = [

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import attrs
 
-from crosscode.errors import BadInput, CrosscodeError, close_match
+from crosscode.errors import BadInput, CrosscodeError, close_match, first_line
 
 SUFFIXES = (".parquet", ".jsonl", ".json", ".txt")
 HUB_TRIES = 5  # in a row, without a document between them
@@ -69,7 +69,7 @@ def read_files(files: Sequence[Path], column: str) -> Iterator[Any]:
         except CrosscodeError:
             raise
         except (OSError, ValueError, EOFError) as error:  # JSON, UTF-8, gzip and Arrow errors are all among these
-            raise BadInput(f"dataset file {str(file)!r} could not be read: {str(error).splitlines()[0]}") from error
+            raise BadInput(f"dataset file {str(file)!r} could not be read: {first_line(error)}") from error
 
 
 def read_hub(hub: HubText, column: str) -> Iterator[Any]:
@@ -87,7 +87,7 @@ def read_hub(hub: HubText, column: str) -> Iterator[Any]:
     try:
         rows = open_at(0)
     except Exception as error:  # `datasets` raises a dozen unrelated types for an unknown name, config or split
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise BadInput(
             f"dataset {hub.name!r} (config {hub.config!r}, split {hub.split!r}) is no local file, "
             f"and the hub did not give it: {reason}"
