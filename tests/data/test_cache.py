@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crosscode.data import ActivationCache, Dataloader, Harvester, TokenSequences, load_language_model
-from crosscode.data import cache as cache_module
+from crosscode.data import ActivationCache, Dataloader, Harvester, TokenSequences, load_language_model, shards
+from crosscode.data.cache import list_cache, prune_cache, verify_cache
+from crosscode.data.shards import key_of
 from crosscode.errors import BadInput
 
 TOKENS_HS = torch.tensor([[0, 5, 6], [0, 7, 8]])
@@ -91,40 +93,73 @@ def test_names_never_become_paths(fake_model, tmp_path):
     assert all(set(file.name.split(".")[0]) <= set("0123456789abcdef") for file in files(tmp_path))
 
 
+def forged(shard, **changed):
+    """A shard with other contents under a name whose checksum is right."""
+    data = shard.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8 : 8 + length]) | changed).encode()
+    content = len(header).to_bytes(8, "little") + header + data[8 + length :]
+    return content, shard.with_name(f"{key_of(shard)}.{xxhash.xxh3_128_hexdigest(content)}.safetensors")
+
+
+def forge(shard, **changed):
+    content, file = forged(shard, **changed)
+    shard.unlink()
+    file.write_bytes(content)
+
+
+ABOUT = {"shape": [2, 3, 1, 3], "data_offsets": [0, 72], "dtype": "F32"}
 DAMAGES = {
-    "shard truncated": lambda index, shard: shard.write_bytes(shard.read_bytes()[:-3]),
-    "shard empty": lambda index, shard: shard.write_bytes(b""),
-    "shard grown": lambda index, shard: shard.write_bytes(shard.read_bytes() + b"0"),
-    "bit flipped": lambda index, shard: shard.write_bytes(shard.read_bytes()[:-1] + b"\x01"),
-    "index empty": lambda index, shard: index.write_bytes(b""),
-    "index no object": lambda index, shard: index.write_text("[1]"),
-    "index nested without end": lambda index, shard: index.write_text("[" * 60_000),
-    "index huge": lambda index, shard: index.write_text(" " * 100_000),
-    "size no number": lambda index, shard: index.write_text(json.dumps(json.loads(index.read_text()) | {"bytes": "9"})),
-    "size absurd": lambda index, shard: index.write_text(json.dumps(json.loads(index.read_text()) | {"bytes": 2**60})),
-    "checksum a path": lambda index, shard: index.write_text(
-        json.dumps(json.loads(index.read_text()) | {"sha256": "../../../../etc/passwd"})
-    ),
+    "truncated": lambda shard: shard.write_bytes(shard.read_bytes()[:-3]),
+    "empty": lambda shard: shard.write_bytes(b""),
+    "grown": lambda shard: shard.write_bytes(shard.read_bytes() + b"0"),
+    "huge": lambda shard: os.truncate(shard, 1 << 40),
+    "bit flipped": lambda shard: shard.write_bytes(shard.read_bytes()[:-1] + b"\x01"),
+    "of another key": lambda shard: forge(shard, __metadata__={"about": json.dumps({"key": "0" * 64})}),
+    "metadata no object": lambda shard: forge(shard, __metadata__=[1]),
+    "metadata nested": lambda shard: forge(shard, __metadata__={"about": json.dumps({"key": {"a": 1}})}),
+    "metadata nested without end": lambda shard: forge(shard, __metadata__={"about": "[" * 50_000}),
+    "dtype of integers": lambda shard: forge(shard, acts_HSPD={**ABOUT, "dtype": "I32"}),
+    "size absurd": lambda shard: forge(shard, acts_HSPD={**ABOUT, "shape": [2**40, 3, 1, 3]}),
+    "shape negative": lambda shard: forge(shard, acts_HSPD={**ABOUT, "shape": [-2, -3, 1, 3]}),
+    "offsets beyond the end": lambda shard: forge(shard, acts_HSPD={**ABOUT, "data_offsets": [72, 144]}),
+    "offsets missing": lambda shard: forge(shard, acts_HSPD={"shape": [2, 3, 1, 3], "dtype": "F32"}),
+    "tensor under another name": lambda shard: forge(shard, acts_HSPD=None, other=ABOUT),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_entry_is_dropped_with_a_warning_and_harvested_again(fake_model, tmp_path, caplog, damage):
-    """One line names the entry; what comes back is right; the entry is whole afterwards."""
+def test_a_damaged_shard_is_dropped_with_a_warning_and_harvested_again(fake_model, tmp_path, caplog, damage):
+    """One line names the file; what comes back is right; the shard is whole afterwards."""
     model, cache = fake_model(), ActivationCache(tmp_path)
-    right = cache.get(model, ["a"], TOKENS_HS)
-    (index,), (shard,) = files(tmp_path, ".json"), files(tmp_path, ".safetensors")
-    DAMAGES[damage](index, shard)
+    right = cache.get(model, ["a"], TOKENS_HS).clone()
+    (shard,) = files(tmp_path)
+    DAMAGES[damage](shard)
+    (damaged,) = files(tmp_path)
 
     with caplog.at_level(logging.WARNING):
         again = cache.get(model, ["a"], TOKENS_HS)
 
     assert torch.equal(again, right)
     assert len(caplog.messages) == 1
-    assert str(index) in caplog.messages[0]
+    assert str(damaged) in caplog.messages[0]
     assert "\n" not in caplog.messages[0]
     assert torch.equal(cache.get(model, ["a"], TOKENS_HS), right)
     assert (cache.hits, len(model.harvested)) == (1, 2)
+    assert files(tmp_path) == [shard]
+
+
+def test_a_shard_under_the_name_of_another_is_not_believed(fake_model, tmp_path, caplog):
+    """Its checksum is right, its key is not: activations of other tokens never come back."""
+    model, cache = fake_model(), ActivationCache(tmp_path)
+    others = [TOKENS_HS, TOKENS_HS + 1]
+    right = [cache.get(model, ["a"], tokens_HS).clone() for tokens_HS in others]
+    (one,), (other,) = (cache.shards_of(cache.key(model, ["a"], tokens_HS)) for tokens_HS in others)
+    one.write_bytes(other.read_bytes())
+    one.rename(one.with_name(f"{key_of(one)}.{other.name.split('.')[1]}.safetensors"))
+
+    assert torch.equal(cache.get(model, ["a"], TOKENS_HS), right[0])
+    assert "another key" in caplog.text
 
 
 def test_a_shard_of_another_shape_is_not_believed_though_its_checksum_is_right(fake_model, tmp_path):
@@ -137,20 +172,25 @@ def test_a_shard_of_another_shape_is_not_believed_though_its_checksum_is_right(f
     assert len(wider.harvested) == 1
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_random_bytes_on_disk_never_give_a_wrong_tensor_or_an_error(fake_model, tmp_path_factory, data):
-    """Index or shard with bytes overwritten, inserted or cut anywhere: right activations, no exception."""
+    """A shard with bytes overwritten, inserted or cut anywhere: right activations, no exception, nothing odd listed."""
     directory = tmp_path_factory.mktemp("fuzz")
     model, cache = fake_model(), ActivationCache(directory)
-    right = cache.get(model, ["a"], TOKENS_HS)
-    file = data.draw(st.sampled_from(files(directory)))
+    right = cache.get(model, ["a"], TOKENS_HS).clone()
+    (file,) = files(directory)
     content = file.read_bytes()
     at, cut = data.draw(st.integers(0, len(content))), data.draw(st.integers(0, 20))
-    file.write_bytes(content[:at] + data.draw(st.binary(max_size=20)) + content[at + cut :])
+    changed = content[:at] + data.draw(st.binary(max_size=20)) + content[at + cut :]
+    file.write_bytes(changed)
 
     logging.disable(logging.WARNING)
     try:
+        (entry,) = list_cache(directory)
+        assert entry.n_bytes == len(changed)
+        assert verify_cache(directory) == ((1, []) if changed == content else (0, [file]))
+        file.write_bytes(changed)
         assert torch.equal(cache.get(model, ["a"], TOKENS_HS), right)
     finally:
         logging.disable(logging.NOTSET)
@@ -166,17 +206,17 @@ def test_a_cap_evicts_whole_entries_that_were_used_longest_ago(fake_model, tmp_p
     batches = [TOKENS_HS + i for i in range(4)]
     for age, tokens_HS in enumerate(batches[:3]):
         cache.get(model, ["a"], tokens_HS)
-        index = cache._index(cache.key(model, ["a"], tokens_HS))
-        os.utime(index, (age, age))
+        (shard,) = cache.shards_of(cache.key(model, ["a"], tokens_HS))
+        os.utime(shard, (age, age))
 
     cache.get(model, ["a"], batches[0])  # the oldest is used again
     cache.get(model, ["a"], batches[3])
 
     def cached(tokens_HS):
-        return cache._index(cache.key(model, ["a"], tokens_HS)).exists()
+        return bool(cache.shards_of(cache.key(model, ["a"], tokens_HS)))
 
     assert list(map(cached, batches)) == [True, False, True, True]
-    assert len(files(tmp_path / "cache", ".safetensors")) == len(files(tmp_path / "cache", ".json")) == 3
+    assert len(files(tmp_path / "cache")) == 3
 
 
 def test_an_entry_beyond_the_cap_is_not_stored(fake_model, tmp_path, caplog):
@@ -188,35 +228,92 @@ def test_an_entry_beyond_the_cap_is_not_stored(fake_model, tmp_path, caplog):
 
 
 def test_a_full_disk_costs_the_entry_and_not_the_run(fake_model, tmp_path, caplog, monkeypatch):
-    """One warning, right activations, no litter."""
+    """One warning each time that it fills up, right activations, no litter."""
 
     def no_space(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache_module.os, "fsync", no_space)
     cache = ActivationCache(tmp_path)
 
     with caplog.at_level(logging.WARNING):
-        acts_HSPD = cache.get(fake_model(), ["a"], TOKENS_HS)
+        for _ in range(2):
+            with monkeypatch.context() as patch:
+                patch.setattr(shards.os, "fsync", no_space)
+                for i in range(3):
+                    acts_HSPD = cache.get(fake_model(), ["a"], TOKENS_HS + i)
+                    assert torch.equal(acts_HSPD, fake_model().harvest(TOKENS_HS + i, ["a"]))
+            assert files(tmp_path) == []
+            cache.get(fake_model(), ["a"], TOKENS_HS + 9)  # there is room again
+            (stored,) = files(tmp_path)
+            stored.unlink()
 
-    assert torch.equal(acts_HSPD, fake_model().harvest(TOKENS_HS, ["a"]))
-    assert [message for message in caplog.messages if "No space left on device" in message] == caplog.messages != []
-    assert files(tmp_path) == []
+    assert ["No space left on device" in message for message in caplog.messages] == [True, True]
 
 
 def test_what_killed_processes_left_is_swept_away(fake_model, tmp_path):
-    """Temporary files and shards without index, once they are an hour old; younger ones may be someone's."""
+    """Temporary files, once they are an hour old: younger ones may be someone's. Files of others stay."""
     cache = ActivationCache(tmp_path)
     cache.get(fake_model(), ["a"], TOKENS_HS)
     whole = files(tmp_path)
     folder = whole[0].parent
-    for name, age in {".tmp-1-old": 7200, ".tmp-1-new": 0, "aa.bb.safetensors": 7200}.items():
+    for name, age in {".tmp-1-old": 7200, ".tmp-1-new": 0, "notes.safetensors": 7200}.items():
         (folder / name).write_bytes(b"")
         os.utime(folder / name, (os.stat(folder / name).st_mtime - age,) * 2)
 
     ActivationCache(tmp_path)
 
-    assert files(tmp_path) == sorted([*whole, folder / ".tmp-1-new"])
+    assert files(tmp_path) == sorted([*whole, folder / ".tmp-1-new", folder / "notes.safetensors"])
+    assert prune_cache(tmp_path, 0) == (1, 0)
+    assert files(tmp_path) == sorted([folder / ".tmp-1-new", folder / "notes.safetensors"])
+
+
+def test_a_cache_is_listed_verified_and_pruned(fake_model, tmp_path, caplog):
+    """By model and hookpoints, the last used first; every shard's bytes; the oldest go until the rest fits."""
+    cache = ActivationCache(tmp_path)
+    one, other = fake_model("one"), fake_model("other/model", dtype=torch.bfloat16)
+    for i in range(3):
+        cache.get(one, ["a", "b"], TOKENS_HS + i)
+    cache.get(other, ["b"], TOKENS_HS)
+    shards_ = [cache.shards_of(cache.key(one, ["a", "b"], TOKENS_HS + i))[0] for i in range(3)]
+    shards_ += cache.shards_of(cache.key(other, ["b"], TOKENS_HS))
+    for age, file in enumerate(shards_):
+        os.utime(file, (age, age))
+    sizes = [file.stat().st_size for file in shards_]
+
+    latest, earlier = list_cache(tmp_path)
+    assert (latest.model, latest.identity, latest.hookpoints) == ("other/model", other.identity, ("b",))
+    assert (latest.n_shards, latest.n_bytes, latest.last_used) == (1, sizes[3], 3)
+    assert (earlier.model, earlier.hookpoints, earlier.n_shards) == ("one", ("a", "b"), 3)
+    assert (earlier.n_bytes, earlier.last_used) == (sum(sizes[:3]), 2)
+
+    assert verify_cache(tmp_path) == (4, [])
+    shards_[1].write_bytes(shards_[1].read_bytes()[:-1])
+    assert verify_cache(tmp_path) == (3, [shards_[1]])
+    assert str(shards_[1]) in caplog.text
+    assert prune_cache(tmp_path, sizes[2] + sizes[3]) == (1, sizes[2] + sizes[3])
+    assert files(tmp_path) == sorted(shards_[2:])
+    assert prune_cache(tmp_path, 0) == (2, 0)
+    assert (list_cache(tmp_path), verify_cache(tmp_path)) == ([], (0, []))
+    for use in (list_cache, verify_cache, lambda directory: prune_cache(directory, 1)):
+        with pytest.raises(BadInput, match="does not exist"):
+            use(tmp_path / "nowhere")
+    with pytest.raises(BadInput, match="max_bytes=-1 must be at least 0"):
+        prune_cache(tmp_path, -1)
+
+
+def test_memory_of_the_last_batch_is_reused_only_once_nobody_holds_it(fake_model, tmp_path):
+    """Tensors, and views of them, that are kept from one batch to the next stay what they were."""
+    model, cache = fake_model(), ActivationCache(tmp_path)
+    batches = [TOKENS_HS + i for i in range(4)]
+    for tokens_HS in batches:
+        cache.get(model, ["a"], tokens_HS)
+    kept = [cache.get(model, ["a"], batches[0]), cache.get(model, ["a"], batches[1])[:, 1:]]
+    places = {cache.get(model, ["a"], tokens_HS).data_ptr() for tokens_HS in batches[2:]}
+
+    assert cache.hits == 4
+    assert len(places) == 1
+    assert torch.equal(kept[0], fake_model().harvest(batches[0], ["a"]))
+    assert torch.equal(kept[1], fake_model().harvest(batches[1], ["a"])[:, 1:])
 
 
 def _fill(directory, FakeModel, start, rounds, results):
@@ -242,7 +339,7 @@ def test_processes_share_a_cache_while_it_evicts(fake_model, tmp_path):
     assert [process.exitcode for process in processes] == [0, 0]
     assert [wrong for wrong, _, _ in counts] == [0, 0]
     assert sum(hits for _, hits, _ in counts) > 0
-    assert files(tmp_path, "tmp") == []
+    assert not [file for file in files(tmp_path) if file.name.startswith(".tmp")]
 
 
 def _fill_until_killed(directory, FakeModel, start):

@@ -3,18 +3,16 @@
 import os
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import attrs
 import torch
-from torch import Tensor
 
 from crosscode.errors import BadInput
-from crosscode.phases import Phase, Stopwatch, phase, running
+from crosscode.phases import Phase, Stopwatch, running
 from crosscode.training import StepReport, Trainer
 
 TRACED_STEPS = 20
@@ -94,9 +92,6 @@ class Profile:
         if running.get() is not None:
             raise BadInput("trainer.callbacks hold a second Profile: one sees the whole of a run.")
         step, device = trainer.state.step, trainer.model.device
-        for model in getattr(getattr(trainer.data, "harvester", None), "models", ()):
-            model.harvest = _timed(model.harvest)  # of this object alone, and of its class again afterwards
-            self._restore.callback(delattr, model, "harvest")
         self._tracer = _Tracer.of(self.trace, device, step, trainer.num_steps)
         self._start = TimeSpent(step, trainer.state.tokens, {}, before=time.perf_counter() - self._began)
         self._stopwatch = Stopwatch(device, tracing=self._tracer.records)
@@ -123,15 +118,6 @@ class Profile:
             if self.spent is not None:
                 after = time.perf_counter() - self._began
                 self.spent = attrs.evolve(self.spent, after=after, traced=self._tracer.shown(trainer.state.step))
-
-
-def _timed(harvest: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    @wraps(harvest)
-    def timed(*args: Any, **kwargs: Any) -> Tensor:
-        with phase("harvest"):
-            return harvest(*args, **kwargs)
-
-    return timed
 
 
 @attrs.define(eq=False)

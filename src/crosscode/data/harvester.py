@@ -17,6 +17,7 @@ from crosscode.data.cache import ActivationCache
 from crosscode.data.language_model import LanguageModel
 from crosscode.data.token_sequences import PADDING, TokenSequence
 from crosscode.errors import BadInput
+from crosscode.phases import phase
 
 
 @attrs.frozen(eq=False)
@@ -122,8 +123,9 @@ class Harvester:
         H, S = tokens_HS.shape
         acts_HSMPD = self.activations(tokens_HS)
         kept_HS = self._kept(acts_HSMPD, tokens_HS, documents_HS)
+        kept_N = kept_HS.flatten().nonzero().squeeze(1).to(acts_HSMPD.device)
         return Harvest(
-            acts_NMPD=acts_HSMPD[kept_HS.to(acts_HSMPD.device)],
+            acts_NMPD=acts_HSMPD.flatten(0, 1).index_select(0, kept_N),
             tokens_N=tokens_HS[kept_HS],
             positions_N=repeat(torch.arange(S), "S -> H S", H=H)[kept_HS],
             documents_N=documents_HS[kept_HS],
@@ -134,6 +136,8 @@ class Harvester:
     def activations(self, tokens_HS: Int[Tensor, "H S"]) -> Float[Tensor, "H S M P D"]:
         """Every activation, nothing masked; D is the widest, narrower ones are zero-padded."""
         acts_M = [self._activations_of(model, tokens_HS) for model in self.models]
+        if len(acts_M) == 1:
+            return acts_M[0].unsqueeze(2)
         if len({(acts.device, acts.dtype, acts.shape) for acts in acts_M}) == 1:
             return torch.stack(acts_M, dim=2)
         dtype = acts_M[0].dtype
@@ -149,7 +153,8 @@ class Harvester:
 
     def _activations_of(self, model: LanguageModel, tokens_HS: Int[Tensor, "H S"]) -> Float[Tensor, "H S P D"]:
         if self.cache is None:
-            return model.harvest(tokens_HS, self.hookpoints)
+            with phase("harvest"):
+                return model.harvest(tokens_HS, self.hookpoints)
         return self.cache.get(model, self.hookpoints, tokens_HS)
 
     def _kept(

@@ -26,6 +26,7 @@ from torch import Tensor
 from crosscode.data.hook_sites import HookFn, Site, agreeing_sites, find_sites, hooked, keeping, sharing_weights
 from crosscode.data.language_model import Edit
 from crosscode.errors import BadInput, CrosscodeError, close_match, first_line
+from crosscode.kernels.allocator import ReusedMemory
 
 # Positions and sequences of the probe that measures widths: primes that no head count equals, so that an
 # attention pattern (sequence, head, query, key) cannot pass for an activation (sequence, position, width).
@@ -56,6 +57,7 @@ class TransformerLensModel:
     gguf_file: str | None = None
     device: torch.device
     dtype: torch.dtype
+    _memory: ReusedMemory = attrs.field(factory=ReusedMemory, init=False)
 
     def __repr__(self) -> str:
         revision = f", revision={self.revision!r}" if self.revision else ""
@@ -123,8 +125,13 @@ class TransformerLensModel:
     @torch.no_grad()
     def harvest(self, tokens_HS: Int[Tensor, "H S"], hookpoints: Sequence[str]) -> Float[Tensor, "H S P D"]:
         widths_P = [self.width(hookpoint) for hookpoint in hookpoints]
-        make = torch.empty if len(set(widths_P)) == 1 else torch.zeros
-        acts_HSPD = make(*tokens_HS.shape, len(widths_P), max(widths_P), dtype=self.dtype, device=self.device)
+        shape = (*tokens_HS.shape, len(widths_P), max(widths_P))
+        if self.device.type == "cpu":
+            acts_HSPD = self._memory.empty(*shape, dtype=self.dtype)
+        else:
+            acts_HSPD = torch.empty(shape, dtype=self.dtype, device=self.device)
+        if len(set(widths_P)) > 1:
+            acts_HSPD.zero_()
         missing = set(range(len(hookpoints)))
 
         def taking(p: int) -> HookFn:

@@ -6,8 +6,14 @@ for each of its pages: on CPU that takes longer than most operations that fill i
 
 import ctypes
 import functools
+import math
 import platform
+import sys
 from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 TRIM_THRESHOLD, MMAP_MAX = 128 << 10, 65_536  # what they are by default
@@ -31,3 +37,30 @@ def return_freed_memory() -> None:
         libc.mallopt(M_MMAP_MAX, MMAP_MAX)
         libc.mallopt(M_TRIM_THRESHOLD, TRIM_THRESHOLD)
         libc.malloc_trim(0)
+
+
+@attrs.define(eq=False)
+class ReusedMemory:
+    """Memory of one CPU tensor after another: a new one is laid where the last one was, once nobody holds that.
+
+    Who makes a large tensor in each round of a loop is spared the page faults, whoever calls, in training or not.
+    """
+
+    _block: bytearray = attrs.field(factory=bytearray, init=False)
+
+    def bytes(self, n: int) -> memoryview:
+        """`n` bytes of whatever was there, for a file to be read into."""
+        return memoryview(self._of(n))[:n]
+
+    def empty(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        """A tensor of whatever was there."""
+        n = math.prod(shape)
+        if n == 0:
+            return torch.empty(shape, dtype=dtype)
+        return torch.frombuffer(self._of(n * dtype.itemsize), dtype=dtype, count=n).view(shape)
+
+    def _of(self, n: int) -> bytearray:
+        # Two references, the attribute and the argument: no tensor, nor any view of one, holds the block.
+        if len(self._block) < n or sys.getrefcount(self._block) > 2:
+            self._block = bytearray(n)
+        return self._block
