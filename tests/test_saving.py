@@ -36,7 +36,7 @@ from crosscode.models import (
 from crosscode.module import module
 from crosscode.saving import NotLoadable, build, load, save, spec_of
 from crosscode.training import Trainer, load_checkpoint, newest_checkpoint, save_checkpoint
-from crosscode.training.checkpoint import DamagedCheckpoint
+from crosscode.training.store import DamagedCheckpoint
 
 REFUSED = (NotLoadable, BadInput)
 NESTED = json.dumps({"format": 1, "coder": 0}).replace("0", "[" * 900 + "]" * 900)  # parsed, but no further

@@ -47,6 +47,11 @@ def spec_of(part: object) -> Any:
     raise BadInput(f"{type(part).__name__} cannot be saved: make it an attrs class (`crosscode.module` for modules).")
 
 
+def spec_text(coder: nn.Module) -> str:
+    """What `coder.json` holds."""
+    return json.dumps({"format": FORMAT, "coder": spec_of(coder)}, indent=2) + "\n"
+
+
 def class_name(cls: type) -> str:
     """The public name of one of our parts (`crosscode.activations.TopK`), or a user's class's full name."""
     path = cls.__module__.split(".")
@@ -130,12 +135,12 @@ def save(coder: nn.Module, directory: str | os.PathLike[str]) -> Path:
     from safetensors.torch import save_file
 
     directory = Path(directory)
-    text = json.dumps({"format": FORMAT, "coder": spec_of(coder)}, indent=2)
+    text = spec_text(coder)
     directory.mkdir(parents=True, exist_ok=True)
     # Copies: safetensors refuses tensors that share memory, as a user's tied weights do.
     weights = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in coder.state_dict().items()}
     save_file(weights, directory / f".{WEIGHTS}")
-    (directory / f".{SPEC}").write_text(text + "\n")
+    (directory / f".{SPEC}").write_text(text)
     os.replace(directory / f".{WEIGHTS}", directory / WEIGHTS)
     os.replace(directory / f".{SPEC}", directory / SPEC)
     return directory

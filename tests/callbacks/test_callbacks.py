@@ -230,16 +230,16 @@ def test_checkpoints_come_as_asked(tmp_path: Path) -> None:
 
 def test_a_full_disk_costs_a_checkpoint_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The save fails with a warning, the older checkpoint stays whole, training goes on, and the failure is known."""
-    from crosscode.training import checkpoint
+    from crosscode.training import store
 
-    write = checkpoint._write_manifest
+    write = store._write_manifest
 
     def full(directory: Path) -> None:
         if directory.name.split("_")[1] in ("8", "10"):  # .writing_STEP_PID
             raise OSError(28, "No space left on device")
         write(directory)
 
-    monkeypatch.setattr(checkpoint, "_write_manifest", full)
+    monkeypatch.setattr(store, "_write_manifest", full)
     callback = Checkpoint(tmp_path, every=4)
     trainer = a_trainer(callback)
     with pytest.warns(UserWarning, match="No space left on device") as caught:

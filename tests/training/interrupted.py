@@ -22,6 +22,7 @@ def die_after(step: int) -> None:
     def call_and_die(self, trainer, report) -> None:
         call(self, trainer, report)
         if report.step == step:
+            self.wait()
             os._exit(9)
 
     Checkpoint.__call__ = call_and_die

@@ -82,11 +82,11 @@ class Reports:
 
 
 def test_nan_in_the_data_stops_before_the_step() -> None:
-    """The reconstruction is named, and the weights are those of the step before."""
+    """The data is named, and the weights are those of the step before."""
     data = batches()
     data[3].inputs_BXiDi[5, 2] = float("nan")
     trainer = a_trainer(ReLU(), data, init=[AnthropicTranspose(1.0)])
-    with pytest.raises(NumericalError, match="step 3: reconstruction is not finite"):
+    with pytest.raises(NumericalError, match="step 3: the data's inputs are not finite in 1 of 32 tokens"):
         trainer.train()
     assert trainer.state.step == 3
     assert all(value.isfinite().all() for value in trainer.model.state_dict().values())

@@ -1,5 +1,6 @@
 """Periodic and final checkpoints."""
 
+import sys
 import warnings
 from pathlib import Path
 from typing import ClassVar
@@ -8,49 +9,85 @@ import attrs
 
 from crosscode.checks import at_least
 from crosscode.phases import Phase
-from crosscode.training import StepReport, Trainer, delete_checkpoints, save_checkpoint
+from crosscode.training import Snapshot, StepReport, Trainer, delete_checkpoints, sweep, write_checkpoint
+from crosscode.training.background import Background
 
 
 @attrs.define(eq=False)
 class Checkpoint:
-    """Writes a checkpoint every so many steps, and one at the end.
+    """Writes a checkpoint every so many steps, one at the end, and one when a run is interrupted.
 
-    A save that fails, for want of disk space say, costs that checkpoint only: it is warned of, older ones stay, and
-    training goes on. `failed` tells whether the last save did.
+    The training thread copies what is to be saved and goes on; the copy is written beside it, one at a time. A save
+    that fails, for want of disk space say, costs that checkpoint only: it is warned of when the next is due, older ones
+    stay, and training goes on. `failed` tells whether the last save did.
+
+    Several trainers that train together share one of these: it saves all of them at the same step, as one checkpoint.
 
     Args:
         directory: where the `step_…` directories go.
         every: steps between checkpoints.
-        keep: how many of them stay.
+        keep: how many of the newest stay.
+        keep_every: checkpoints of steps that are a multiple of this stay too.
     """
 
     phase: ClassVar[Phase] = "checkpoints"
     directory: Path = attrs.field(converter=Path)
     every: int = attrs.field(default=1000, kw_only=True)
     keep: int = attrs.field(default=2, kw_only=True)
+    keep_every: int | None = attrs.field(default=None, kw_only=True)
     failed: bool = attrs.field(default=False, init=False)
+    _trainers: list[Trainer] = attrs.field(factory=list, init=False, repr=False)
+    _saved: int | None = attrs.field(default=None, init=False, repr=False)
+    _writer: Background = attrs.field(factory=Background, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         at_least("Checkpoint.every", self.every, 1)
         at_least("Checkpoint.keep", self.keep, 1)
+        if self.keep_every is not None:
+            at_least("Checkpoint.keep_every", self.keep_every, 1)
 
     def on_start(self, trainer: Trainer) -> None:
-        """A run that starts afresh replaces what an earlier one left here, which else would be taken for its own."""
-        if trainer.state.step == 0:
-            delete_checkpoints(self.directory)
+        """Of what an earlier run left here, that which lies beyond the step that this one starts at is not its own."""
+        if not self._trainers:
+            sweep(self.directory)
+            delete_checkpoints(self.directory, beyond=trainer.state.step if trainer.state.step else None)
+        self._trainers.append(trainer)
 
     def __call__(self, trainer: Trainer, report: StepReport) -> None:
         if report.step % self.every == 0 and report.step < trainer.num_steps:
-            self._save(trainer)
+            self._save_after(trainer)
 
     def on_finish(self, trainer: Trainer) -> None:
         """The last checkpoint, with calibrated thresholds."""
-        self._save(trainer)
+        self._saved = None
+        self._save_after(trainer)
+        self.wait()
 
-    def _save(self, trainer: Trainer) -> None:
+    def on_interrupt(self, trainer: Trainer) -> None:
+        """A checkpoint of the last step."""
+        self._save_after(trainer)
+        self.wait()
+
+    def on_end(self, trainer: Trainer) -> None:
+        self._trainers.remove(trainer)
+        if not isinstance(sys.exception(), KeyboardInterrupt):  # who leaves at once does not wait
+            self.wait()
+
+    def wait(self) -> None:
+        """Until the checkpoint that is being written is there, or has failed: then a warning says why."""
         try:
-            save_checkpoint(trainer, self.directory, self.keep)
-            self.failed = False
+            self._writer.wait()
         except OSError as error:
             self.failed = True
-            warnings.warn(f"checkpoint of step {trainer.state.step} could not be saved: {error}", stacklevel=2)
+            warnings.warn(f"checkpoint of step {self._saved} could not be saved: {error}", stacklevel=2)
+            self._saved = None
+
+    def _save_after(self, trainer: Trainer) -> None:
+        """Save, if all trainers are through with the step and it has not been saved."""
+        step = trainer.state.step
+        if trainer is not self._trainers[-1] or step == self._saved:
+            return
+        self.wait()
+        snapshot = Snapshot.of(self._trainers)
+        self.failed, self._saved = False, step
+        self._writer.start(lambda: write_checkpoint(snapshot, self.directory, self.keep, self.keep_every))

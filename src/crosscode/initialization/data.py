@@ -152,6 +152,8 @@ class _SiteStatistics:
 
     def scale_and_shift(self, kind: Normalization) -> tuple[Tensor, Tensor]:
         zero_XD = torch.zeros_like(self.sum_XD)
+        if not self.norm_X.isfinite().all():
+            raise BadInput("activations are NaN or infinite at some model and hookpoint: they cannot be normalised.")
         if not (self.norm_X > 0).all():
             raise BadInput("activations are zero at some model and hookpoint: they cannot be normalised.")
         if kind == "mean_norm":

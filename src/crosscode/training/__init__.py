@@ -1,27 +1,28 @@
 """Training: one `Trainer` for every scheme."""
 
 from crosscode.training.calibration import calibrate
-from crosscode.training.checkpoint import (
-    delete_checkpoints,
-    load_checkpoint,
-    newest_checkpoint,
-    save_checkpoint,
-)
+from crosscode.training.checkpoint import load_checkpoint, save_checkpoint
 from crosscode.training.description import describe, differences
+from crosscode.training.finite import NumericalError
 from crosscode.training.gradients import (
     ClipNorm,
     NonNegativeThresholds,
     RemoveParallelGradient,
     UnitNormDecoder,
 )
+from crosscode.training.interrupt import Interrupted
+from crosscode.training.snapshot import Snapshot
 from crosscode.training.state import TrainState
-from crosscode.training.trainer import NumericalError, StepReport, Trainer, Weighted, train_together
+from crosscode.training.store import delete_checkpoints, newest_checkpoint, sweep, write_checkpoint
+from crosscode.training.trainer import StepReport, Trainer, Weighted, train_together
 
 __all__ = [
     "ClipNorm",
+    "Interrupted",
     "NonNegativeThresholds",
     "NumericalError",
     "RemoveParallelGradient",
+    "Snapshot",
     "StepReport",
     "TrainState",
     "Trainer",
@@ -34,5 +35,7 @@ __all__ = [
     "load_checkpoint",
     "newest_checkpoint",
     "save_checkpoint",
+    "sweep",
     "train_together",
+    "write_checkpoint",
 ]

@@ -1,191 +1,117 @@
-"""Checkpoints: whole or absent.
+"""Checkpoints of a trainer, or of several that train together: saved at one step, loaded at one step."""
 
-    run/step_000012000/   coder.json  model.safetensors   the coder, loadable by `crosscode.load`
-                          optimizer.safetensors  state.safetensors  state.json
-                          MANIFEST.json                    SHA-256 and size of every other file
-
-Written to a temporary directory, synced, renamed. The newest is found by verifying manifests from the latest step
-downwards. Only safetensors and JSON are read.
-"""
-
-import hashlib
 import json
-import os
-import re
-import shutil
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from crosscode.errors import BadInput, CrosscodeError
-from crosscode.saving import save
-from crosscode.training.description import describe, differences
+from crosscode.errors import BadInput, close_match
+from crosscode.saving import WEIGHTS
+from crosscode.training.description import describe, differences, paths
+from crosscode.training.snapshot import EXTRA, OPTIMIZER, STATE, Snapshot, arithmetic, folders, join_optimizer
+from crosscode.training.store import DamagedCheckpoint, damage_of, write_checkpoint
 from crosscode.training.trainer import Trainer
 
-MANIFEST = "MANIFEST.json"
-STEP = re.compile(r"step_(\d{9,})")
 
-
-class DamagedCheckpoint(CrosscodeError):
-    """A checkpoint is not what its manifest says; the message names the file."""
-
-
-def save_checkpoint(trainer: Trainer, run: Path, keep: int = 2) -> Path:
+def save_checkpoint(trainer: Trainer | Sequence[Trainer], run: Path, keep: int = 2) -> Path:
     """Write a checkpoint of the trainer as it stands, then delete all but the newest `keep`.
 
     Args:
-        trainer: between two steps.
+        trainer: between two steps; of several that train together, all.
         run: the run's directory.
         keep: how many checkpoints stay.
 
     Returns:
         The checkpoint's directory.
+
+    Raises:
+        NumericalError: a weight or optimizer moment is not finite.
+        OSError: it could not be written.
     """
-    from safetensors.torch import save_file
-
-    final = run / f"step_{trainer.state.step:09d}"
-    if final.exists() and _damage(final) is None:
-        return final
-    temporary = run / f".writing_{trainer.state.step}_{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        parts = trainer.state_dict()
-        tensors, plain = _split_optimizer(parts["optimizer"])
-        save(trainer.model, temporary)
-        save_file(tensors, temporary / "optimizer.safetensors")
-        save_file(
-            {"tokens_since_fired_L": parts["tokens_since_fired_L"].cpu().contiguous(), "rng": parts["rng"]},
-            temporary / "state.safetensors",
-        )
-        state = {"progress": parts["progress"], "optimizer": plain, "configuration": describe(trainer)}
-        (temporary / "state.json").write_text(json.dumps(state, indent=2) + "\n")
-        _write_manifest(temporary)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(temporary, final)
-        _sync(run)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    delete_checkpoints(run, keep)
-    return final
+    return write_checkpoint(Snapshot.of(_several(trainer)), run, keep)
 
 
-def delete_checkpoints(run: Path, keep: int = 0) -> None:
-    """Delete all checkpoints of a run but the newest `keep`."""
-    steps = sorted(_steps(run))
-    for old in steps[: max(0, len(steps) - keep)]:
-        shutil.rmtree(run / f"step_{old:09d}", ignore_errors=True)
+def load_checkpoint(trainer: Trainer | Sequence[Trainer], checkpoint: Path, changed: Sequence[str] = ()) -> None:
+    """Put a trainer, or several, where the checkpoint was taken.
 
+    Warns when what the last bits of sums depend on (threads, device, torch) is not what it was.
 
-def newest_checkpoint(run: Path) -> Path | None:
-    """The newest whole checkpoint of a run; damaged ones are named in a warning and passed over."""
-    for step in sorted(_steps(run), reverse=True):
-        candidate = run / f"step_{step:09d}"
-        damage = _damage(candidate)
-        if damage is None:
-            return candidate
-        warnings.warn(f"{candidate.name} is damaged ({damage}); falling back to an older checkpoint.", stacklevel=2)
-    return None
-
-
-def load_checkpoint(trainer: Trainer, checkpoint: Path) -> None:
-    """Put a trainer where the checkpoint was taken.
+    Args:
+        trainer: configured as the one that was saved; of several that train together, all, in the same order.
+        checkpoint: its directory.
+        changed: fields of the configuration that are meant to differ, as they are listed in the refusal: `lr.value`,
+            or `lr` for all that is below it.
 
     Raises:
         DamagedCheckpoint: a file is missing or altered.
         BadInput: the checkpoint is of another configuration; the differing fields are listed.
     """
-    from safetensors.torch import load_file
-
-    damage = _damage(checkpoint)
+    trainers = _several(trainer)
+    damage = damage_of(checkpoint)
     if damage is not None:
         raise DamagedCheckpoint(f"{checkpoint}: {damage}.")
-    state = json.loads((checkpoint / "state.json").read_text())
-    differing = differences(state["configuration"], json.loads(json.dumps(describe(trainer))))
-    if differing:
-        raise BadInput(f"{checkpoint} is of another configuration: {'; '.join(differing)}.")
-    extra = load_file(checkpoint / "state.safetensors")
-    trainer.load_state_dict(
-        {
-            "model": load_file(checkpoint / "model.safetensors"),
-            "optimizer": _join_optimizer(load_file(checkpoint / "optimizer.safetensors"), state["optimizer"]),
-            "tokens_since_fired_L": extra["tokens_since_fired_L"],
-            "rng": extra["rng"],
-            "progress": state["progress"],
-        }
-    )
+    read = [_read(checkpoint / folder) for folder in _members(checkpoint, len(trainers))]
+    for each, (state, parts) in zip(trainers, read):
+        _compare(each, state["configuration"], parts, checkpoint, changed)
+        differing = differences(state["arithmetic"], arithmetic(each))
+        if differing:
+            warnings.warn(
+                f"{'; '.join(differing)}: this run goes on with other arithmetic than it began with, so its last "
+                "bits may differ from those of an uninterrupted run.",
+                stacklevel=2,
+            )
+    for each, (_, parts) in zip(trainers, read):
+        each.load_state_dict(parts)
 
 
-def _split_optimizer(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    tensors, plain = {}, {}
-    for parameter, values in state["state"].items():
-        for name, value in values.items():
-            if isinstance(value, Tensor):
-                tensors[f"{parameter}.{name}"] = value.detach().cpu().contiguous()
-            else:
-                plain[f"{parameter}.{name}"] = value
-    return tensors, {"values": plain, "groups": state["param_groups"]}
+def _several(trainer: Trainer | Sequence[Trainer]) -> Sequence[Trainer]:
+    return [trainer] if isinstance(trainer, Trainer) else trainer
 
 
-def _join_optimizer(tensors: dict[str, Tensor], plain: dict[str, Any]) -> dict[str, Any]:
-    state: dict[int, dict[str, Any]] = {}
-    for key, value in {**tensors, **plain["values"]}.items():
-        parameter, name = key.split(".", 1)
-        state.setdefault(int(parameter), {})[name] = value
-    return {"state": state, "param_groups": plain["groups"]}
+def _members(checkpoint: Path, n_trainers: int) -> Sequence[str]:
+    """The folders of the trainers' files."""
+    held = 1 if (checkpoint / STATE).is_file() else len(list(checkpoint.glob(f"*/{STATE}")))
+    if held != n_trainers:
+        raise BadInput(f"{checkpoint} is of {held} trainers that trained together, not of {n_trainers}.")
+    return list(folders(n_trainers))
 
 
-def _steps(run: Path) -> list[int]:
-    if not run.is_dir():
-        return []
-    return [int(match[1]) for child in run.iterdir() if (match := STEP.fullmatch(child.name)) and child.is_dir()]
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What was written about the trainer, and what `Trainer.load_state_dict` takes."""
+    from safetensors.torch import load_file
+
+    state = json.loads((folder / STATE).read_text())
+    extra = load_file(folder / EXTRA)
+    return state, {
+        "model": load_file(folder / WEIGHTS),
+        "optimizer": join_optimizer(load_file(folder / OPTIMIZER), state["optimizer"]),
+        "tokens_since_fired_L": extra["tokens_since_fired_L"],
+        "rng": extra["rng"],
+        "progress": state["progress"],
+    }
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _write_manifest(directory: Path) -> None:
-    files = {}
-    for file in sorted(directory.iterdir()):
-        _sync(file)
-        files[file.name] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
-    body = json.dumps({"files": files}, indent=2)
-    digest = hashlib.sha256(body.encode()).hexdigest()
-    (directory / MANIFEST).write_text(f"{digest}\n{body}\n")
-    _sync(directory / MANIFEST)
-    _sync(directory)
-
-
-def _damage(directory: Path) -> str | None:
-    """What is wrong with a checkpoint, or None."""
-    try:
-        digest, body = (directory / MANIFEST).read_text().split("\n", 1)
-        if hashlib.sha256(body.rstrip("\n").encode()).hexdigest() != digest:
-            return f"{MANIFEST} has been altered"
-        files = json.loads(body)["files"]
-        for name, expected in files.items():
-            if not re.fullmatch(r"\w+(\.\w+)*", name):
-                return f"{MANIFEST} names {name!r}"
-            file = directory / name
-            if not file.is_file():
-                return f"{name} is missing"
-            if file.stat().st_size != expected["bytes"]:
-                return f"{name} has {file.stat().st_size} bytes, not {expected['bytes']}"
-            if _sha256(file) != expected["sha256"]:
-                return f"{name} has been altered"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{MANIFEST} cannot be read: {error}"
-    return None
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _compare(trainer: Trainer, old: Any, parts: dict[str, Any], checkpoint: Path, changed: Sequence[str]) -> None:
+    """Raises `BadInput` where the configuration differs in more than what is meant to."""
+    new = json.loads(json.dumps(describe(trainer)))
+    known = paths(old) | paths(new)
+    for name in changed:
+        if name not in known:
+            raise BadInput(f"resume_changed={name!r} is no field of the configuration.{close_match(name, known)}")
+    unmeant = [
+        line
+        for line in differences(old, new)
+        if not any(line.startswith((f"{name}:", f"{name}.")) for name in changed)
+    ]
+    if unmeant:
+        names = " ".join(dict.fromkeys(line.split(":")[0].split(".")[0] for line in unmeant))
+        raise BadInput(
+            f"{checkpoint} is of another configuration: {'; '.join(unmeant)}. "
+            f"If this is meant, name the fields: --resume-changed {names}"
+        )
+    mine = trainer.model.state_dict()
+    for name in sorted(mine.keys() | parts["model"].keys()):
+        shapes = [tuple(tensors[name].shape) if name in tensors else None for tensors in (parts["model"], mine)]
+        if shapes[0] != shapes[1]:
+            raise BadInput(f"{checkpoint}: {name} has shape {shapes[0]}, not {shapes[1]}: sizes cannot change.")

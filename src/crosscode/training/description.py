@@ -121,5 +121,13 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
     return [] if old == new else [f"{path.lstrip('.')}: {_short(old)} -> {_short(new)}"]
 
 
+def paths(description: Any, path: str = "") -> set[str]:
+    """Every field that `differences` could name, and what it is below of: `init`, `init.0`, `init.0.norm`."""
+    items = description.items() if isinstance(description, dict) else ()
+    items = enumerate(description) if isinstance(description, list) else items
+    here = {path} if path else set[str]()
+    return here.union(*(paths(value, f"{path}.{key}".lstrip(".")) for key, value in items))
+
+
 def _short(value: Any) -> str:
     return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1", str(value))

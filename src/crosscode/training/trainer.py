@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from crosscode.activations import Activation
 from crosscode.batch import Batch
 from crosscode.checks import count, one_of
-from crosscode.errors import BadInput, CrosscodeError
+from crosscode.errors import BadInput
 from crosscode.initialization import InitStrategy
 from crosscode.initialization.data import Remembered
 from crosscode.kernels.allocator import keep_freed_memory, return_freed_memory
@@ -28,14 +28,13 @@ from crosscode.penalties import SparsityPenalty
 from crosscode.phases import phase
 from crosscode.schedulers import Scheduler, as_scheduler
 from crosscode.training.calibration import calibrate
+from crosscode.training.finite import check_batch, check_gradients, check_terms, check_weights
 from crosscode.training.gradients import ClipNorm, Constraint, GradientTransform
+from crosscode.training.interrupt import deferred_interrupts
 from crosscode.training.state import TrainState
 
 Precision = Literal["fp32", "bf16"]
-
-
-class NumericalError(CrosscodeError):
-    """A loss, penalty or gradient became NaN or infinite; nothing was stepped."""
+WEIGHTS_CHECKED_EVERY = 100  # steps; most weights that are not finite show in the loss at once
 
 
 @attrs.frozen
@@ -102,7 +101,7 @@ class Trainer:
             other batch-level terms act per micro-batch.
         gradients: transforms of gradients, in order.
         constraints: what holds of parameters after every step.
-        callbacks: shown a `StepReport` after every step; may have `on_start`, `on_finish`
+        callbacks: shown a `StepReport` after every step; may have `on_start`, `on_finish`, `on_interrupt`
             and `on_end`, each called with the trainer, and a `phase` that its time counts for (`crosscode.phases`).
         held_out: data that final thresholds are calibrated on; the training data if not given.
         precision: `bf16` computes the dense products in bfloat16, with float32 masters and thresholds.
@@ -167,7 +166,12 @@ class Trainer:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def train(self) -> SparseCoder:
-        """Initialise, step until `num_steps` or the data ends, calibrate; resumes where a loaded state left off."""
+        """Initialise, step until `num_steps` or the data ends, calibrate; resumes where a loaded state left off.
+
+        Raises:
+            NumericalError: an activation, loss, penalty, gradient or weight is NaN or infinite; it is named.
+            Interrupted: Ctrl-C or SIGTERM came; the step was finished, and callbacks that save have saved.
+        """
         return train_together([self])[0]
 
     def initialize(self, data: Iterable[Batch] | None = None) -> None:
@@ -180,6 +184,7 @@ class Trainer:
             data = Remembered(self.data) if data is None else data
             for strategy in self.init:
                 strategy(self.model, data)
+            check_weights(0, self.model, "after initialising")
 
     def finish(self, data: Iterable[Batch] | None = None) -> None:
         """What a trained coder needs: calibrated thresholds, eval mode.
@@ -206,12 +211,15 @@ class Trainer:
         n_tokens = sum(map(len, micro_batches))
         if n_tokens == 0:
             raise BadInput("a step needs at least one token.")
+        if state.step % WEIGHTS_CHECKED_EVERY == 0:
+            check_weights(state.step, model)
         sums: dict[str, Tensor] = {}
         trace: Trace | None = None
         for batch in micro_batches:
             share = len(batch) / n_tokens
             bf16 = torch.autocast(model.device.type, torch.bfloat16, enabled=self.precision == "bf16")
             with phase("forward"), bf16:
+                check_batch(state.step, batch, self.data)
                 trace = Trace.of(model, batch.to(model.device), state.tokens_since_fired_L, state.sparse)
                 state.observe(trace.latents)
                 terms = {"reconstruction": _scalar("loss", self.loss(trace))}
@@ -224,7 +232,7 @@ class Trainer:
             for name, weight in weights.items():
                 if weight != 0:
                     loss = loss + weight * terms[name]
-            self._stop_unless_finite(loss, terms)
+            check_terms(state.step, loss, terms, model)
             with phase("backward"):
                 (loss * share).backward()
             for name, value in {**terms, "": loss}.items():
@@ -256,21 +264,8 @@ class Trainer:
         norms = [transform(self.model, parameters) for transform in self.gradients]
         norm = next((norm for norm in norms if norm is not None), None)
         total = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]) if norm is None else norm
-        if not torch.isfinite(total):
-            names = [
-                name for name, p in self.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()
-            ]
-            raise NumericalError(
-                f"step {self.state.step}: the gradient of {', '.join(names) or 'the coder'} is not finite."
-            )
+        check_gradients(self.state.step, total, self.model)
         return norm
-
-    def _stop_unless_finite(self, loss: Tensor, terms: Mapping[str, Tensor]) -> None:
-        if not torch.isfinite(loss):
-            culprits = [name for name, value in terms.items() if not torch.isfinite(value)]
-            raise NumericalError(
-                f"step {self.state.step}: {', '.join(culprits) or 'the weighted sum'} is not finite; no step was taken."
-            )
 
     def batches(self) -> Iterator[Batch]:
         """Batches from the state's cursor on, which moves with them.
@@ -297,7 +292,7 @@ class Trainer:
             epoch, skip = epoch + 1, 0
 
     def tell(self, moment: str) -> None:
-        """Call the callbacks that listen to `on_start`, `on_finish` or `on_end`."""
+        """Call the callbacks that listen to `on_start`, `on_finish`, `on_interrupt` or `on_end`."""
         for callback in self.callbacks:
             listener = getattr(callback, moment, None)
             if listener is not None:
@@ -368,23 +363,29 @@ def train_together(trainers: Sequence[Trainer]) -> list[SparseCoder]:
     for trainer in trainers:
         trainer.tell("on_start")
     try:
-        batches = first.batches()
-        while first.state.step < first.num_steps:
-            with phase("data"):
-                micro_batches = list(islice(batches, first.accumulate))
-            if not micro_batches:
-                break  # the data ended cleanly
+        with deferred_interrupts() as interrupt:
+            batches = first.batches()
+            while first.state.step < first.num_steps:
+                with phase("data"):
+                    micro_batches = list(islice(batches, first.accumulate))
+                if not micro_batches:
+                    break  # the data ended cleanly
+                for trainer in trainers:
+                    trainer.state.cursor = dict(first.state.cursor)
+                    report = trainer.step(micro_batches)
+                    for callback in trainer.callbacks:
+                        with phase(getattr(callback, "phase", "other")):
+                            callback(trainer, report)
+                if interrupt.signal is not None:
+                    for trainer in trainers:
+                        trainer.tell("on_interrupt")
+                    interrupt.leave_after(first.state.step)
+            remembered = Remembered(first.calibration_data)
             for trainer in trainers:
-                trainer.state.cursor = dict(first.state.cursor)
-                report = trainer.step(micro_batches)
-                for callback in trainer.callbacks:
-                    with phase(getattr(callback, "phase", "other")):
-                        callback(trainer, report)
-        remembered = Remembered(first.calibration_data)
-        for trainer in trainers:
-            shared = trainer.calibration_data is first.calibration_data
-            trainer.finish(remembered if shared else None)
-            trainer.tell("on_finish")
+                shared = trainer.calibration_data is first.calibration_data
+                trainer.finish(remembered if shared else None)
+                trainer.tell("on_finish")
+            interrupt.leave_after(first.state.step)
     finally:
         return_freed_memory()
         for trainer in trainers:
