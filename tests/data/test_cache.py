@@ -349,12 +349,15 @@ def _fill_until_killed(directory, FakeModel, start):
 
 
 def test_processes_killed_while_they_write_leave_a_cache_that_is_right(fake_model, tmp_path):
-    """Ten processes, killed -9 after a few milliseconds: what is there is right, what is not is harvested."""
+    """Ten processes, killed -9 soon after their first shard: what is there is right, what is not is harvested."""
     context = multiprocessing.get_context("fork")
     for round_ in range(10):
+        before = set(tmp_path.glob("??/*"))
         process = context.Process(target=_fill_until_killed, args=(tmp_path, fake_model, 50 * round_))
         process.start()
-        time.sleep(0.01 + 0.005 * round_)
+        while not set(tmp_path.glob("??/*")) - before and process.is_alive():
+            time.sleep(0.001)
+        time.sleep(0.005 * round_)
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL
