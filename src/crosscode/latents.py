@@ -79,23 +79,21 @@ class Latents:
         values = self.values.detach()
         if self.pattern is None:
             return values.amax(0) > 0 if len(values) else values.sum(0) > 0
-        fired_L = torch.zeros(self.n_latents, dtype=torch.bool, device=values.device)
-        fired_L[self.pattern.indices_N[values > 0]] = True
-        return fired_L
+        return self.count_L() > 0
 
     def count_L(self) -> Int[Tensor, " L"]:
         """On how many tokens each latent fired."""
         values = self.values.detach()
         if self.pattern is None:
             return (values > 0).sum(0)
-        return torch.bincount(self.pattern.indices_N[values > 0], minlength=self.n_latents)
+        return _count(self.pattern.indices_N, values > 0, self.n_latents)
 
     def l0_B(self) -> Int[Tensor, " B"]:
         """How many latents fired on each token."""
         values = self.values.detach()
         if self.pattern is None:
             return (values > 0).sum(-1)
-        return torch.bincount(self.pattern.rows_N[values > 0], minlength=len(self))
+        return _count(self.pattern.rows_N, values > 0, len(self))
 
     def slice(self, latents: slice) -> "Latents":
         """The codes of a contiguous range of latents, which are counted from 0 again."""
@@ -105,7 +103,7 @@ class Latents:
         if self.pattern is None:
             return Latents.from_dense(self.values[:, start:stop])
         own_n, pattern = self.pattern.columns(slice(start, stop))
-        return Latents.from_entries(self.values[own_n], pattern)
+        return Latents.from_entries(self.values.index_select(0, own_n), pattern)
 
     def prefix(self, n: int) -> "Latents":
         """The codes with all latents from the n-th on silenced."""
@@ -121,3 +119,10 @@ class Latents:
     def __matmul__(self, W_LO: Float[Tensor, "L O"]) -> Float[Tensor, "B O"]:
         """Codes times a matrix of directions, whichever form the codes have."""
         return self.values @ W_LO if self.pattern is None else sparse_decode(self.values, W_LO, self.pattern)
+
+
+def _count(where_N: Int[Tensor, " N"], fired_N: Bool[Tensor, " N"], n: int) -> Int[Tensor, " n"]:
+    """How many entries fired at each place."""
+    if fired_N.all():
+        return torch.bincount(where_N, minlength=n)
+    return torch.bincount(where_N, weights=fired_N.double(), minlength=n).long()

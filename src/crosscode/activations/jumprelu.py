@@ -11,7 +11,7 @@ from crosscode.activations.base import Activation
 from crosscode.checks import count, one_of, positive
 from crosscode.errors import BadInput
 from crosscode.kernels.pattern import Pattern
-from crosscode.kernels.selection import entries_where
+from crosscode.kernels.selection import above, entries_where
 from crosscode.kernels.sparse import gather
 from crosscode.latents import Latents
 from crosscode.module import module
@@ -112,7 +112,7 @@ class JumpReLU(Activation):
         return Latents.from_dense(self._jump(pre_BL, self.threshold_L), pre_BL)
 
     def select(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Pattern:
-        return entries_where(pre_BL > self.threshold_L.detach() - self.bandwidth / 2)
+        return entries_where(above(pre_BL, self.threshold_L.detach() - self.bandwidth / 2))
 
     def of_entries(self, pre_N: Float[Tensor, " N"], pattern: Pattern) -> Float[Tensor, " N"]:
         return self._jump(pre_N, gather(self.threshold_L, pattern))

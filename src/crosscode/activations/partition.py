@@ -71,12 +71,8 @@ class _Partition(Activation):
         return Latents.from_dense(torch.cat([latents.dense() for latents in codes], dim=-1), pre_BL)
 
     def select(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Pattern:
-        n_columns = pre_BL.shape[-1]
-        flat = []
-        for part, at in zip(self.parts(), ranges(self.sizes(n_columns))):
-            own = part.select(pre_BL[:, at], _of(score_norms_L, at))
-            flat.append(own.rows_N * n_columns + own.indices_N + at.start)
-        return Pattern.from_flat(torch.cat(flat).sort().values, len(pre_BL), n_columns)
+        places = zip(self.parts(), ranges(self.sizes(pre_BL.shape[-1])))
+        return Pattern.side_by_side([part.select(pre_BL[:, at], _of(score_norms_L, at)) for part, at in places])
 
     def of_entries(self, pre_N: Float[Tensor, " N"], pattern: Pattern) -> Float[Tensor, " N"]:
         if self.codes == "sparse":
@@ -90,7 +86,7 @@ class _Partition(Activation):
         values_N = torch.zeros_like(pre_N)
         for function, at in zip(functions, ranges(self.sizes(pattern.n_columns))):
             own_n, own = pattern.columns(at)
-            values_N = values_N.index_put((own_n,), function(pre_N[own_n], own))
+            values_N = values_N.index_copy(0, own_n, function(pre_N.index_select(0, own_n), own))
         return values_N
 
     def at_step(self, step: int, num_steps: int) -> None:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from crosscode.activations.base import Activation
 from crosscode.kernels.pattern import Pattern
-from crosscode.kernels.selection import entries_where
+from crosscode.kernels.selection import above, entries_where
 from crosscode.latents import Latents
 from crosscode.module import module
 
@@ -21,7 +21,7 @@ class ReLU(Activation):
         return Latents.from_dense(pre_BL.relu(), pre_BL)
 
     def select(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Pattern:
-        return entries_where(pre_BL > 0)
+        return entries_where(above(pre_BL, 0.0))
 
     def of_entries(self, pre_N: Float[Tensor, " N"], pattern: Pattern) -> Float[Tensor, " N"]:
         return pre_N.relu()

@@ -16,7 +16,7 @@ from crosscode.activations.base import Activation, ScoreNorm, scores
 from crosscode.checks import at_least, at_most, count, one_of
 from crosscode.errors import BadInput, CrosscodeError
 from crosscode.kernels.pattern import Pattern
-from crosscode.kernels.selection import entries_where, max_of_groups, top_k_of_batch, top_k_of_rows
+from crosscode.kernels.selection import above, entries_where, max_of_groups, top_k_of_batch, top_k_of_rows
 from crosscode.module import module
 
 
@@ -143,7 +143,7 @@ class BatchTopK(_Ranking):
             raise CrosscodeError(
                 "BatchTopK has no inference threshold yet: train it, or call crosscode.training.calibrate(coder, data)."
             )
-        return entries_where(scores_BL > self.threshold.clamp_min(0.0))
+        return entries_where(above(scores_BL, self.threshold.clamp_min(0.0)))
 
     def _apply(self, fn: Any, recurse: bool = True) -> "BatchTopK":
         # In a lower precision the threshold would pass or fail other latents than those it was taken from.

@@ -2,11 +2,12 @@
 
 import math
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from crosscode.kernels.pattern import Pattern
+from crosscode.kernels.pattern import Pattern, places_where
 
 SAMPLE_STRIDE = 61  # every 61st score tells where the threshold of a whole batch lies
 
@@ -48,11 +49,16 @@ def top_k_of_batch(scores_BL: Float[Tensor, "B L"], k: int) -> tuple[Pattern, Fl
     """The `k` largest positive scores of the whole batch, and the smallest of them (None if none is positive)."""
     flat = scores_BL.reshape(-1)
     where_N = _above_a_threshold(flat, k)
-    kept_N = flat[where_N]
-    if len(where_N) > k:
-        kept_N, best_N = kept_N.topk(k, sorted=False)
-        where_N = where_N[best_N].sort().values
-    return Pattern.from_flat(where_N, *scores_BL.shape), kept_N.min() if len(kept_N) else None
+    scores_N = flat.index_select(0, where_N)
+    if len(where_N) == 0:
+        return Pattern.from_flat(where_N, *scores_BL.shape), None
+    smallest = scores_N.topk(min(k, len(where_N)), sorted=False).values.min()
+    kept_N = places_where(scores_N >= smallest)
+    if len(kept_N) > k:  # of those that tie for the last places, the first come first
+        ties_n = places_where(scores_N.index_select(0, kept_N) == smallest)
+        stays_N = torch.ones_like(kept_N, dtype=torch.bool).index_fill_(0, ties_n[k - len(kept_N) :], False)
+        kept_N = kept_N.index_select(0, places_where(stays_N))
+    return Pattern.from_flat(where_N.index_select(0, kept_N), *scores_BL.shape), smallest
 
 
 def _above_a_threshold(flat: Float[Tensor, " N"], k: int) -> Int[Tensor, " n"]:
@@ -64,11 +70,11 @@ def _above_a_threshold(flat: Float[Tensor, " N"], k: int) -> Int[Tensor, " n"]:
         threshold = sample.topk(n_above, sorted=False).values.min()
         if threshold <= 0:
             break
-        where_n = (flat > threshold).nonzero()[:, 0]
+        where_n = places_where(above(flat, threshold))
         if len(where_n) >= k:
             return where_n
         n_above *= 2  # the sample was not like the rest
-    return (flat > 0).nonzero()[:, 0]
+    return places_where(above(flat, 0.0))
 
 
 def max_of_groups(scores_BL: Float[Tensor, "B L"], n_groups: int) -> Pattern:
@@ -88,4 +94,13 @@ def max_of_groups(scores_BL: Float[Tensor, "B L"], n_groups: int) -> Pattern:
 
 def entries_where(mask_BL: Bool[Tensor, "B L"]) -> Pattern:
     """Where a mask is true."""
-    return Pattern.from_flat(mask_BL.reshape(-1).nonzero()[:, 0], *mask_BL.shape)
+    return Pattern.from_flat(places_where(mask_BL), *mask_BL.shape)
+
+
+def above(scores: Float[Tensor, "*B L"], threshold: Float[Tensor, "*#L"] | float) -> Bool[Tensor, "*B L"]:
+    """`scores > threshold`, in half the time on CPU."""
+    if scores.device.type != "cpu" or scores.dtype not in (torch.float32, torch.float64):
+        return scores > threshold
+    limit = torch.as_tensor(threshold).detach()
+    limit = limit.to(scores.dtype) if limit.ndim == 0 else limit  # as torch compares with a single number
+    return torch.from_numpy(np.greater(scores.detach().numpy(), limit.numpy()))

@@ -33,8 +33,8 @@ def bag_columns(
     matrix_BO: Float[Tensor, "B O"], pattern: Pattern, values_N: Float[Tensor, " N"]
 ) -> Float[Tensor, "L O"]:
     """Transposed sparse (L x B) times dense (B x O): the gradient of a weight matrix."""
-    order_N, offsets_L1 = pattern.by_column
-    return _bag(matrix_BO, pattern.rows_N[order_N], offsets_L1, values_N[order_N])
+    order_N, transposed = pattern.by_column
+    return bag_rows(matrix_BO, transposed, values_N.index_select(0, order_N))
 
 
 def sum_columns(values_N: Float[Tensor, " N"], pattern: Pattern) -> Float[Tensor, " L"]:
@@ -46,6 +46,14 @@ def sample_products(
     left_BO: Float[Tensor, "B O"], right_LO: Float[Tensor, "L O"], pattern: Pattern
 ) -> Float[Tensor, " N"]:
     """`<left[row], right[column]>` at every entry."""
+    if pattern.n_columns > pattern.n_rows:  # the smaller matrix is the one to be read at random: it stays in cache
+        order_N, transposed = pattern.by_column
+        products_N = _sample_rows(right_LO, left_BO, transposed)
+        return torch.empty_like(products_N).index_copy_(0, order_N, products_N)
+    return _sample_rows(left_BO, right_LO, pattern)
+
+
+def _sample_rows(left_BO: Tensor, right_LO: Tensor, pattern: Pattern) -> Tensor:
     if left_BO.device.type == "cpu" and left_BO.dtype in (torch.float32, torch.float64) and _has_csr_products():
         zeros = _csr(pattern, left_BO.new_zeros(len(pattern)))
         return torch.sparse.sampled_addmm(zeros, left_BO, right_LO.t(), beta=0.0).values()
@@ -53,7 +61,8 @@ def sample_products(
     step = max(1, (1 << 20) // max(1, left_BO.shape[1]))  # so that the gathered rows stay in cache
     for start in range(0, len(pattern), step):
         part = slice(start, start + step)
-        left_nO, right_nO = left_BO[pattern.rows_N[part]], right_LO[pattern.indices_N[part]]
+        left_nO = left_BO.index_select(0, pattern.rows_N[part])
+        right_nO = right_LO.index_select(0, pattern.indices_N[part])
         torch.linalg.vecdot(left_nO, right_nO, out=out_N[part])
     return out_N
 
@@ -72,11 +81,29 @@ def _has_csr_products() -> bool:
     return torch.backends.mkl.is_available()
 
 
+class _RowNorms(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, W: Tensor) -> Tensor:
+        norms = torch.linalg.vector_norm(W, dim=-1)
+        ctx.save_for_backward(W, norms)
+        return norms
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        W, norms = ctx.saved_tensors
+        return W * torch.where(norms > 0, grads[0] / norms, 0.0)[..., None]
+
+
+def row_norms(W: Float[Tensor, "*L D"]) -> Float[Tensor, "*L"]:
+    """L2 norms along the last axis; the gradient, 0 at 0, is one product."""
+    return _RowNorms.apply(W)  # type: ignore[return-value]
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, per_column_L: Tensor, pattern: Pattern) -> Tensor:
         ctx.pattern = pattern
-        return per_column_L[pattern.indices_N]
+        return per_column_L.index_select(0, pattern.indices_N)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -127,7 +154,8 @@ class _Attach(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             g_x_BI = bag_rows(W_IL.t().contiguous(), ctx.pattern, g_N).to(x_BI.dtype)
         if ctx.needs_input_grad[2]:
-            g_W_IL = bag_columns(x_BI.contiguous(), ctx.pattern, g_N).t().to(W_IL.dtype)
+            # Turned here, where it is a matrix: with more axes torch would turn it ten times as slowly.
+            g_W_IL = bag_columns(x_BI.contiguous(), ctx.pattern, g_N).t().contiguous().to(W_IL.dtype)
         if ctx.needs_input_grad[3]:
             g_b_L = sum_columns(g_N, ctx.pattern).to(W_IL.dtype)
         return None, g_x_BI, g_W_IL, g_b_L, None

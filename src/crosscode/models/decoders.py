@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from crosscode.checks import at_least, at_most
 from crosscode.errors import BadInput
+from crosscode.kernels.sparse import row_norms
 from crosscode.latents import Latents
 from crosscode.models.masks import SiteMask
 from crosscode.module import module
@@ -72,11 +73,6 @@ def _add_bias(recon_BXoDo: Tensor, b_dec_XoDo: Tensor | None) -> Tensor:
     return recon_BXoDo if b_dec_XoDo is None else recon_BXoDo + b_dec_XoDo
 
 
-def _norms(W_LXoDo: Tensor) -> Tensor:
-    # torch gives the gradient 0 at 0, which is what an all-zero decoder needs.
-    return torch.linalg.vector_norm(W_LXoDo, dim=-1)
-
-
 def _raw_bias(b_dec_XoDo: Tensor | None, scale_Xo: Tensor, shift_XoDo: Tensor) -> Tensor:
     return shift_XoDo if b_dec_XoDo is None else b_dec_XoDo / scale_Xo[..., None] + shift_XoDo
 
@@ -117,7 +113,7 @@ class DenseDecoder(nn.Module):
         return self.W_dec_LXoDo if self.allowed_LXoDo is None else self.W_dec_LXoDo * self.allowed_LXoDo
 
     def norms_LXo(self) -> Float[Tensor, "L *Xo"]:
-        return _norms(self.dense())
+        return row_norms(self.dense())
 
     def linear(self, latents: Latents) -> Float[Tensor, "B *Xo Do"]:
         recon_BO = latents @ rearrange(self.dense(), "L ... -> L (...)")
@@ -188,8 +184,8 @@ class SharedDecoder(nn.Module):
         return torch.cat([shared_LsMPD, self.W_exclusive_LfMPD])
 
     def norms_LXo(self) -> Float[Tensor, "L M *P"]:
-        shared_LsMP = repeat(_norms(self.W_shared_LsPD), "Ls ... -> Ls M ...", M=self.out_dims[0])
-        return torch.cat([shared_LsMP, _norms(self.W_exclusive_LfMPD)])
+        shared_LsMP = repeat(row_norms(self.W_shared_LsPD), "Ls ... -> Ls M ...", M=self.out_dims[0])
+        return torch.cat([shared_LsMP, row_norms(self.W_exclusive_LfMPD)])
 
     def linear(self, latents: Latents) -> Float[Tensor, "B M *P D"]:
         shared_BO = latents.slice(slice(0, self.n_shared)) @ rearrange(self.W_shared_LsPD, "Ls ... -> Ls (...)")
@@ -263,7 +259,7 @@ class CausalDecoder(nn.Module):
         return torch.cat([F.pad(W_LpPD, (0, 0, i, 0)) for i, W_LpPD in enumerate(self.W_dec_LpPD)])
 
     def norms_LXo(self) -> Float[Tensor, "L P"]:
-        return torch.cat([F.pad(_norms(W_LpPD), (i, 0)) for i, W_LpPD in enumerate(self.W_dec_LpPD)])
+        return torch.cat([F.pad(row_norms(W_LpPD), (i, 0)) for i, W_LpPD in enumerate(self.W_dec_LpPD)])
 
     def linear(self, latents: Latents) -> Float[Tensor, "B P D"]:
         recon_BPD = latents.values.new_zeros(len(latents), *self.out_dims, self.d_out)

@@ -186,28 +186,36 @@ class PerSiteEncoder(nn.Module):
     def linear(
         self, x_BXiDi: Float[Tensor, "B P Di"], latents_l: Int[Tensor, " l"] | slice | None = None
     ) -> Float[Tensor, "B l"]:
-        z_BPLp = einsum(x_BXiDi, self.W_enc_PDiLp, "B P Di, P Di Lp -> B P Lp")
-        z_BL = rearrange(z_BPLp, "B P Lp -> B (P Lp)")
+        z_BL = self._side_by_side(x_BXiDi, None)
         return z_BL if latents_l is None else z_BL[:, latents_l]
 
     def forward(self, x_BXiDi: Float[Tensor, "B P Di"]) -> Float[Tensor, "B L"]:
-        z_BL = self.linear(x_BXiDi)
-        return z_BL if self.b_enc_L is None else z_BL + self.b_enc_L
+        return self._side_by_side(x_BXiDi, self.b_enc_L)
+
+    def _side_by_side(self, x_BXiDi: Tensor, b_enc_L: Tensor | None) -> Tensor:
+        """Every site's pre-activations; where no graph is wanted each is written straight to its place."""
+        graph = torch.is_grad_enabled()
+        dtype = torch.result_type(x_BXiDi, self.W_enc_PDiLp)
+        z_BL = x_BXiDi.new_empty(0 if graph else len(x_BXiDi), self.n_latents, dtype=dtype)
+        sites = []
+        for p, (x_BDi, W_DiLp) in enumerate(zip(x_BXiDi.unbind(1), self.W_enc_PDiLp)):
+            out = None if graph else z_BL[:, self._site(p)]
+            if b_enc_L is None:
+                sites.append(torch.mm(x_BDi, W_DiLp, out=out))
+            else:
+                sites.append(torch.addmm(b_enc_L[self._site(p)], x_BDi, W_DiLp, out=out))
+        return torch.cat(sites, dim=-1) if graph else z_BL
 
     def attach(
         self, values_N: Float[Tensor, " N"], x_BXiDi: Float[Tensor, "B P Di"], pattern: Pattern
     ) -> Float[Tensor, " N"]:
-        # One flat product: the row of token b's entry in site p's latents is (b, p) of x, its column is (p, l).
-        n_hookpoints = n_sites(self.in_dims)
-        rows_N = pattern.rows_N * n_hookpoints + pattern.indices_N // self.n_latents_per_site
-        counts_BP = torch.bincount(rows_N, minlength=len(x_BXiDi) * n_hookpoints)
-        return attach_linear(
-            values_N,
-            rearrange(x_BXiDi, "B P Di -> (B P) Di"),
-            rearrange(self.W_enc_PDiLp, "P Di Lp -> Di (P Lp)"),
-            self.b_enc_L,
-            Pattern.from_counts(pattern.indices_N, counts_BP, self.n_latents),
-        )
+        attached_N = torch.empty_like(values_N)
+        for p, (x_BDi, W_DiLp) in enumerate(zip(x_BXiDi.unbind(1), self.W_enc_PDiLp)):
+            own_n, own = pattern.columns(self._site(p))
+            b_Lp = None if self.b_enc_L is None else self.b_enc_L[self._site(p)]
+            own_values_n = attach_linear(values_N.index_select(0, own_n), x_BDi, W_DiLp, b_Lp, own)
+            attached_N = attached_N.index_copy(0, own_n, own_values_n)
+        return attached_N
 
     @torch.no_grad()
     def assign_(self, W_enc_XiDiL: Float[Tensor, "P Di L"]) -> None:
