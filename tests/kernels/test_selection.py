@@ -2,11 +2,13 @@
 
 import itertools
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from crosscode.kernels import selection
 from crosscode.kernels.pattern import Pattern
 from crosscode.kernels.selection import entries_where, max_of_groups, top_k_of_batch, top_k_of_rows
 
@@ -114,3 +116,61 @@ def test_large_batches_are_searched_above_a_sampled_threshold(seed: int, k: int,
     kept = sorted((s for row in kept_values(scores_BL, pattern) for s in row), reverse=True)
     assert kept == wanted
     assert (None if smallest is None else smallest.item()) == (wanted[-1] if wanted else None)
+
+
+@few
+@given(
+    st.integers(0, 10_000),
+    st.sampled_from([1, 40, 3000]),
+    st.sampled_from(["normal", "ties", "a few large", "a few zero", "all alike"]),
+)
+def test_weights_change_the_order_and_nothing_else(seed: int, k: int, kind: str) -> None:
+    """Scores `pre * weights` rank as if they had been computed first, by row and by batch."""
+    generator = torch.Generator().manual_seed(seed)
+    pre_BL = torch.randn(8, 1024, generator=generator)
+    weights_L = torch.rand(1024, generator=generator) + 0.5
+    if kind == "ties":
+        pre_BL, weights_L = pre_BL.round(), weights_L.round()
+    elif kind == "a few large":
+        weights_L[::300] *= 1e4
+    elif kind == "a few zero":
+        weights_L[::3] = 0
+    elif kind == "all alike":
+        pre_BL = torch.ones_like(pre_BL)
+        weights_L = torch.nextafter(torch.ones(1024), torch.tensor(2.0)) if seed % 2 else torch.full((1024,), 0.1)
+    scores_BL = pre_BL * weights_L
+    pattern, smallest = top_k_of_batch(pre_BL, k, weights_L)
+    wanted = [s for s in scores_BL.flatten().sort(descending=True).values[:k].tolist() if s > 0]
+    kept = sorted((s for row in kept_values(scores_BL, pattern) for s in row), reverse=True)
+    assert kept == wanted
+    assert smallest is not None
+    assert smallest.item() == wanted[-1]
+    by_row = kept_values(scores_BL, top_k_of_rows(pre_BL, min(k, 60), weights_L))
+    assert by_row == [[s for s in sorted(row, reverse=True)[: min(k, 60)] if s > 0] for row in scores_BL.tolist()]
+
+
+def test_long_batches_are_searched_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A last piece that is shorter included."""
+    scores_BL = torch.randn(11, 64, generator=torch.Generator().manual_seed(0))
+    whole = top_k_of_rows(scores_BL, 5)
+    monkeypatch.setattr(selection, "ROWS_AT_ONCE", 3 * 64)
+    pieces = top_k_of_rows(scores_BL, 5)
+    assert torch.equal(pieces.indices_N, whole.indices_N)
+    assert torch.equal(pieces.offsets_B1, whole.offsets_B1)
+
+
+def test_patterns_side_by_side_are_one() -> None:
+    """Their entries are those of the masks side by side, and the parts are found again without a search."""
+    generator = torch.Generator().manual_seed(0)
+    masks = [torch.rand(6, width, generator=generator) < 0.4 for width in (3, 1, 5)]
+    masks[0][2] = False
+    parts = [entries_where(mask) for mask in masks]
+    together = Pattern.side_by_side(parts)
+    wanted = entries_where(torch.cat(masks, dim=1))
+    for pattern in (together, wanted):
+        assert torch.equal(pattern.indices_N, wanted.indices_N)
+        assert torch.equal(pattern.offsets_B1, wanted.offsets_B1)
+        assert torch.equal(pattern.flat_N, wanted.flat_N)
+    own_n, own = together.columns(slice(3, 4))
+    assert own is parts[1]
+    assert torch.equal(own_n, wanted.columns(slice(3, 4))[0])

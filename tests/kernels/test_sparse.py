@@ -13,6 +13,7 @@ from crosscode.kernels.sparse import (
     bag_columns,
     bag_rows,
     gather,
+    row_norms,
     sample_products,
     sparse_decode,
 )
@@ -112,3 +113,23 @@ def test_gradients_are_the_same_bits_every_time() -> None:
     g_BO = normal(N_ROWS, N_OUT, seed=2).float()
     first = bag_columns(g_BO, pattern, values_N)
     assert all(torch.equal(first, bag_columns(g_BO, pattern, values_N)) for _ in range(5))
+
+
+def test_norms_have_the_gradient_of_norms() -> None:
+    """And none where a vector is zero."""
+    W_LO = normal(N_COLUMNS, N_OUT).requires_grad_()
+    assert gradcheck(row_norms, W_LO)
+    assert torch.equal(row_norms(W_LO), torch.linalg.vector_norm(W_LO, dim=-1))
+    zero_LO = torch.zeros(2, 3, requires_grad=True)
+    row_norms(zero_LO).sum().backward()
+    assert zero_LO.grad is not None
+    assert (zero_LO.grad == 0).all()
+
+
+@pytest.mark.parametrize("n_tokens", [3, 20])
+def test_products_are_sampled_from_either_side(n_tokens: int) -> None:
+    """More rows than columns, or fewer."""
+    left_BO, right_LO = normal(n_tokens, 4), normal(9, 4, seed=1)
+    mask_BL = torch.rand(n_tokens, 9, generator=torch.Generator().manual_seed(2)) < 0.4
+    got_N = sample_products(left_BO, right_LO, entries_where(mask_BL))
+    torch.testing.assert_close(got_N, (left_BO @ right_LO.t())[mask_BL])

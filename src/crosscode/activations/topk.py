@@ -81,7 +81,7 @@ class TopK(_Ranking):
         self.k_now = annealed_k(self.k, self.k_start, self.anneal_steps, step)
 
     def select(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Pattern:
-        return top_k_of_rows(scores(pre_BL, score_norms_L), self.k_now)
+        return top_k_of_rows(pre_BL.detach(), self.k_now, score_norms_L)
 
     def rescaled(self, a_L: Float[Tensor, " L"]) -> "TopK":
         return attrs.evolve(self, weighted=False)
@@ -131,11 +131,10 @@ class BatchTopK(_Ranking):
         self.decay_now = min(self.ema_decay, max(0.0, 1 - 10 / max(1, num_steps))) if averaging else 0.0
 
     def select(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Pattern:
-        scores_BL = scores(pre_BL, score_norms_L)
         if self._candidates is not None:
-            self._remember(scores_BL)
+            self._remember(scores(pre_BL, score_norms_L))
         if self.training:
-            pattern, smallest = top_k_of_batch(scores_BL, self.k_now * len(scores_BL))
+            pattern, smallest = top_k_of_batch(pre_BL.detach(), self.k_now * len(pre_BL), score_norms_L)
             if smallest is not None:
                 self._follow(smallest)
             return pattern
@@ -143,7 +142,7 @@ class BatchTopK(_Ranking):
             raise CrosscodeError(
                 "BatchTopK has no inference threshold yet: train it, or call crosscode.training.calibrate(coder, data)."
             )
-        return entries_where(above(scores_BL, self.threshold.clamp_min(0.0)))
+        return entries_where(above(scores(pre_BL, score_norms_L), self.threshold.clamp_min(0.0)))
 
     def _apply(self, fn: Any, recurse: bool = True) -> "BatchTopK":
         # In a lower precision the threshold would pass or fail other latents than those it was taken from.

@@ -17,6 +17,16 @@ def places_where(mask: Bool[Tensor, "..."]) -> Int[Tensor, " N"]:
     return torch.from_numpy(np.flatnonzero(flat.numpy())) if flat.device.type == "cpu" else flat.nonzero()[:, 0]
 
 
+def values_at(matrix_BL: Float[Tensor, "B L"], where_N: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
+    """A matrix's values at places counted row after row; a part of a larger matrix is not copied for it."""
+    (n_rows, n_columns), (row_stride, stride) = matrix_BL.shape, matrix_BL.stride()
+    if matrix_BL.is_contiguous() or stride != 1 or matrix_BL.requires_grad:
+        return matrix_BL.reshape(-1).index_select(0, where_N)
+    rows_N = torch.div(where_N, n_columns, rounding_mode="floor")
+    stretch = matrix_BL.as_strided((max(0, n_rows - 1) * row_stride + n_columns,), (1,))
+    return stretch.index_select(0, torch.add(where_N, rows_N, alpha=row_stride - n_columns))
+
+
 def _stable_order(columns_N: Int[Tensor, " N"], n_columns: int) -> Int[Tensor, " N"]:
     """What sorts the entries by column, those of a column staying in order."""
     if columns_N.device.type == "cpu" and n_columns < 1 << 15:  # numpy sorts 16-bit numbers by radix, however few
@@ -102,7 +112,7 @@ class Pattern:
 
     def of(self, matrix_BL: Float[Tensor, "B L"]) -> Float[Tensor, " N"]:
         """A matrix's values at the entries."""
-        return matrix_BL.reshape(-1).index_select(0, self.flat_N)
+        return values_at(matrix_BL, self.flat_N)
 
     def columns(self, of: slice) -> tuple[Int[Tensor, " n"], "Pattern"]:
         """The entries in a contiguous range of columns: which they are, and their pattern, columns counted from 0."""

@@ -6,7 +6,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crosscode.activations import Thresholded
-from crosscode.activations.base import scores
 from crosscode.checks import at_least, count, one_of
 from crosscode.kernels.pattern import Pattern
 from crosscode.kernels.selection import top_k_of_rows
@@ -82,7 +81,7 @@ class AuxK:
         if encoder.b_enc_L is not None:
             z_Bl = z_Bl + encoder.b_enc_L[dead_l]
         norms_l = combined_norm_L(trace.decoder_norms_LXo.detach(), self.norm)[dead_l]
-        kept = top_k_of_rows(scores(z_Bl, norms_l), self.k)
+        kept = top_k_of_rows(z_Bl.detach(), self.k, norms_l)
         among_all = Pattern(dead_l[kept.indices_N], kept.offsets_B1, trace.model.n_latents)
         ehat_BXoDo = decoder.linear(Latents.from_entries(kept.of(z_Bl), among_all))
         numerator = (ehat_BXoDo - error_BXoDo).square().sum() / len(trace)
