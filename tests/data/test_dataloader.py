@@ -1,6 +1,7 @@
 """Batches: every token once an epoch, in an order of counters, resumable from three integers to the bit."""
 
 import itertools
+import json
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ def loader(fake_model, documents):
         model = model or fake_model()
         sequences = TokenSequences(documents(n_documents), model, sequence_length=8, split="all", shuffle_sequences=16)
         harvester = harvester or Harvester(model, hookpoints, sequences_at_once=H)
-        return Dataloader(sequences, harvester, batch_size, **({"shuffle_buffer": 100} | options))
+        return Dataloader(sequences, harvester, batch_size, **({"shuffle_buffer": 100, "ahead": 0} | options))
 
     return make
 
@@ -47,10 +48,14 @@ def test_every_token_is_served_once_an_epoch(loader, batch_size, shuffle_buffer,
 @settings(max_examples=15, deadline=None)
 @given(st.integers(1, 60), st.integers(60, 200), st.integers(1, 3), st.data())
 def test_a_cursor_resumes_to_the_bit(loader, batch_size, shuffle_buffer, H, data):
-    """From any cursor, a new loader serves exactly the batches that would have followed, over epochs too."""
+    """From any cursor, a new loader serves exactly the batches that would have followed, over epochs too.
+
+    Whether it or the first one reads ahead; and from a cursor without a place, as they were before they had one.
+    """
 
     def new():
-        return loader(batch_size, n_documents=15, H=H, shuffle_buffer=shuffle_buffer, epochs=2)
+        ahead = data.draw(st.sampled_from([0, 1, 5]))
+        return loader(batch_size, n_documents=15, H=H, shuffle_buffer=shuffle_buffer, epochs=2, ahead=ahead)
 
     iterator = iter(new())
     cursors, batches = [iterator.cursor()], []
@@ -59,9 +64,11 @@ def test_a_cursor_resumes_to_the_bit(loader, batch_size, shuffle_buffer, H, data
         cursors.append(iterator.cursor())
     k = data.draw(st.integers(0, len(batches)))
 
-    resumed = new().iter_from(cursors[k])
+    known = {**cursors[k], "place": None} if data.draw(st.booleans()) else cursors[k]
 
-    assert resumed.cursor() == cursors[k]
+    resumed = new().iter_from(json.loads(json.dumps(known)))
+
+    assert resumed.cursor() == known
     for expected, cursor in zip(batches[k:], cursors[k + 1 :]):
         assert torch.equal(next(resumed).inputs_BXiDi, expected)
         assert resumed.cursor() == cursor
@@ -187,6 +194,7 @@ def test_batches_are_float32_unless_another_dtype_is_asked_for(loader, fake_mode
         ({"batch_size": 0}, "batch_size=0 must be at least 1"),
         ({"batch_size": 101}, "batch_size=101 is larger than shuffle_buffer=100"),
         ({"epochs": 0}, "epochs=0 must be at least 1, or None"),
+        ({"ahead": -1}, "ahead=-1 must be at least 0, or None"),
         (
             {"batch_size": 5000, "shuffle_buffer": 10_000},
             r"batch_size=5000 is larger than the data: \d+ sequences of 8",
@@ -220,7 +228,14 @@ def test_a_batch_larger_than_what_masking_leaves_is_found_at_the_end_of_the_firs
 
 @pytest.mark.parametrize(
     "cursor",
-    [{}, {"epoch": 0, "unit": 0}, {"epoch": 0, "unit": 0, "offset": -1}, {"epoch": 0, "unit": 0.0, "offset": 0}],
+    [
+        {},
+        {"epoch": 0, "unit": 0},
+        {"epoch": 0, "unit": 0, "offset": -1},
+        {"epoch": 0, "unit": 0.0, "offset": 0},
+        {"epoch": 0, "unit": 0, "offset": 0, "place": 3},
+        {"epoch": 0, "unit": 0, "offset": 0, "step": 3},
+    ],
 )
 def test_a_cursor_that_is_none_is_refused(loader, cursor):
     """Keys missing, negative, or no integer."""
@@ -232,6 +247,10 @@ def test_a_cursor_of_other_data_is_refused(loader):
     """An offset beyond its unit cannot have come from here."""
     with pytest.raises(BadInput, match="beyond its unit"):
         next(loader().iter_from({"epoch": 0, "unit": 0, "offset": 1000}))
+    place = {"sequence": 16, "document": 4, "pieces": 0, "tokens": 0, "source": {"row": 4}}
+    for changed in ({"sequence": 3}, {"sequence": 160}, {"tokens": -1}, {"source": None}, {"pieces": "1"}):
+        with pytest.raises(BadInput, match="is not"):
+            next(loader().iter_from({"epoch": 0, "unit": 5, "offset": 0, "place": place | changed}))
 
 
 def test_the_whole_path_resumes_to_the_bit_with_language_models(saved_model, documents, tmp_path):

@@ -1,5 +1,7 @@
 """Text is packed without loss, ordered by counters, and refused in one line when it cannot be read."""
 
+import copy
+import errno
 import gzip
 import itertools
 import json
@@ -10,8 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crosscode.data import TokenSequences
-from crosscode.data import documents as sources
+from crosscode.data import TokenSequences, token_sequences
+from crosscode.data import documents as sources_module
 from crosscode.errors import BadInput, CrosscodeError
 
 BOS, EOS = 0, 1
@@ -116,6 +118,153 @@ def test_iteration_can_start_anywhere(fake_model, start, block, seed, epoch):
     assert ids_of(packed.iter_from(start, epoch)) == whole[start:]
 
 
+@pytest.fixture
+def sources(tmp_path, hub):
+    """300 texts as every kind of source, each with a count of what is read of it (None where nobody counts)."""
+    import pyarrow
+    import pyarrow.parquet
+
+    texts = [" ".join(f"w{(7 * i + j) % 61}" for j in range(3 + i % 11)) for i in range(300)]
+    rows = [{"text": text} for text in texts]
+    lines = [json.dumps(row) + "\n" for row in rows]
+    (tmp_path / "a.jsonl").write_text("".join(lines))
+    (tmp_path / "a.txt").write_text("\r\n \r\n\n".join(texts).replace("w5 ", "w5\nwé 世 "), newline="")
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    with gzip.open(tmp_path / "a.jsonl.gz", "wt") as file:
+        file.writelines(lines)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=37)
+    (tmp_path / "several").mkdir()
+    for i in range(0, 300, 60):
+        (tmp_path / "several" / f"{i:03}.jsonl").write_text("".join(lines[i : i + 60]))
+    hub(streamed := Hub(rows))
+    files = {name: tmp_path / name for name in ("a.jsonl", "a.txt", "a.json", "a.jsonl.gz", "a.parquet", "several")}
+    return files | {"list": texts, "iterable": dict.fromkeys(texts), "hub": "some/dataset"}, streamed
+
+
+@pytest.mark.parametrize("split", ["train", "held_out"])
+@pytest.mark.parametrize(
+    "kind", ["a.jsonl", "a.txt", "a.json", "a.jsonl.gz", "a.parquet", "several", "list", "iterable", "hub"]
+)
+def test_reading_goes_on_at_a_place_and_tokenises_little_of_what_came_before(
+    fake_model, sources, kind, split, monkeypatch
+):
+    """Any place that is told, as JSON, of any source: the same sequences follow, and little is read again."""
+    monkeypatch.setattr(token_sequences, "DOCUMENTS_AT_ONCE", 8)
+    found, streamed = sources
+    model = fake_model()
+    packed = TokenSequences(
+        found[kind], model, sequence_length=7, split=split, held_out_every=3, shuffle_sequences=10, seed=3
+    )
+    tokenised = []
+    tokenize = model.tokenizer
+    monkeypatch.setattr(model, "tokenizer", lambda texts, **o: tokenised.extend(texts) or tokenize(texts, **o))
+
+    def content(sequences):
+        return [(s.index, s.tokens_S.tolist(), s.documents_S.tolist()) for s in sequences]
+
+    whole, iterator = content(packed.iter_from(0, epoch=1)), packed.iter_from(0, epoch=1)
+    for n in range(len(whole)):
+        next(iterator)
+        if n % 13 == 0:
+            place = json.loads(json.dumps(iterator.place_of(n)))
+            tokenised.clear()
+            streamed.read.clear()
+
+            resumed = packed.iter_from(n, 1, place)
+            first = content(itertools.islice(resumed, 1))
+
+            assert len(tokenised) <= 4 * 8
+            assert len(streamed.read) <= 4 * 8 * 3
+            assert len(json.dumps(place)) < 300
+            assert first + content(resumed) == whole[n:]
+
+
+def test_a_stream_of_datasets_goes_on_at_a_place(fake_model, tmp_path, monkeypatch):
+    """The real library, streaming a local file: the place is its own state, and the rest follows exactly."""
+    import datasets
+
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": f"w{i % 61} w{i % 7}"}) + "\n" for i in range(500)))
+    load = datasets.load_dataset
+    monkeypatch.setattr(
+        datasets,
+        "load_dataset",
+        lambda *_, **__: load("json", data_files=str(tmp_path / "a.jsonl"), split="train", streaming=True),
+    )
+    packed = TokenSequences("some/dataset", fake_model(), sequence_length=8, shuffle_sequences=16)
+    whole, iterator = ids_of(packed), iter(packed)
+    for n in range(0, len(whole), 40):
+        for _ in range(40):
+            next(iterator, None)
+        last = min(n + 39, len(whole) - 1)
+        place = json.loads(json.dumps(iterator.place_of(last)))
+        assert ids_of(packed.iter_from(last, place=place)) == whole[last:]
+
+
+class Breaks:
+    """An iterable of texts that fails at certain of them, each a number of times, and is well again afterwards."""
+
+    def __init__(self, n, breaks, error=ConnectionError):
+        self.n, self.breaks, self.error = n, list(breaks), error
+
+    def __iter__(self):
+        for i in range(self.n):
+            if i in self.breaks:
+                self.breaks.remove(i)
+                raise self.error("the network is gone")
+            yield f"w{i % 61}"
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 299), max_size=12))
+def test_an_iterable_that_breaks_anywhere_is_read_on_where_it_broke(fake_model, breaks):
+    """Each example once and in its order, though four tries in a row fail."""
+    breaks = [i for i in breaks if breaks.count(i) < sources_module.TRIES]
+    packed = TokenSequences(
+        Breaks(300, breaks), fake_model(), separator="none", prepend_bos=False, sequence_length=300, split="all"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources_module.time, "sleep", lambda seconds: None)
+        (sequence,) = ids_of(packed)
+
+    assert sequence == [i % 61 + 3 for i in range(300)]
+
+
+def test_what_stays_broken_is_given_up_and_a_mistake_is_not_tried_again(fake_model, monkeypatch):
+    """After five tries in a row with pauses that double; an error of the user's program comes as it is, at once."""
+    waited = []
+    monkeypatch.setattr(sources_module.time, "sleep", waited.append)
+
+    with pytest.raises(CrosscodeError, match="<Breaks> broke at document 150, 5 times in a row: the network is gone"):
+        list(TokenSequences(Breaks(300, [150] * 5), fake_model(), sequence_length=4))
+    assert waited == [1, 2, 4, 8]
+    with pytest.raises(KeyError, match="the network is gone"):
+        list(TokenSequences(Breaks(300, [150], KeyError), fake_model(), sequence_length=4))
+    assert len(waited) == 4
+
+
+def test_a_file_that_cannot_be_read_for_a_moment_is_read_on(fake_model, tmp_path, monkeypatch):
+    """As on a network disk; no document is lost or comes twice."""
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": f"w{i % 61}"}) + "\n" for i in range(300)))
+    monkeypatch.setattr(sources_module.time, "sleep", lambda seconds: None)
+    failures = iter([False] * 100 + [True, True] + [False] * 150 + [True])
+    loads = json.loads
+
+    def fails(line):
+        if next(failures, False):
+            raise OSError(errno.EIO, "Input/output error")
+        return loads(line)
+
+    monkeypatch.setattr(sources_module.json, "loads", fails)
+    packed = TokenSequences(
+        tmp_path / "a.jsonl", fake_model(), separator="none", prepend_bos=False, sequence_length=300, split="all"
+    )
+
+    (sequence,) = ids_of(packed)
+
+    assert next(failures, None) is None
+    assert sequence == [i % 61 + 3 for i in range(300)]
+
+
 def test_the_order_is_a_function_of_the_seed_and_the_epoch(fake_model, documents):
     """Each seed and each epoch has an order of its own, of the same sequences; None keeps the text's."""
     docs = documents(200)
@@ -203,19 +352,22 @@ class Hub:
     """A streamed data set that breaks when it reaches certain rows, each a number of times."""
 
     def __init__(self, rows, breaks=()):
-        self.rows, self.breaks, self.start = rows, list(breaks), 0
+        self.rows, self.breaks, self.at, self.read = rows, list(breaks), 0, []
 
-    def skip(self, n):
-        skipped = Hub(self.rows, ())
-        skipped.breaks, skipped.start = self.breaks, n
-        return skipped
+    def state_dict(self):
+        return {"at": self.at}
+
+    def load_state_dict(self, state):
+        self.at = state["at"]
 
     def __iter__(self):
-        for i in range(self.start, len(self.rows)):
-            if i in self.breaks:
-                self.breaks.remove(i)
+        while self.at < len(self.rows):
+            if self.at in self.breaks:
+                self.breaks.remove(self.at)
                 raise ConnectionError("the network is gone")
-            yield self.rows[i]
+            self.read.append(self.at)
+            self.at += 1
+            yield self.rows[self.at - 1]
 
 
 @pytest.fixture
@@ -228,10 +380,12 @@ def hub(monkeypatch):
             assert options["streaming"] is True
             if isinstance(found, Exception):
                 raise found
-            return found
+            opened = copy.copy(found)
+            opened.at = 0
+            return opened
 
         monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-        monkeypatch.setattr(sources.time, "sleep", lambda seconds: None)
+        monkeypatch.setattr(sources_module.time, "sleep", lambda seconds: None)
 
     return install
 

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from crosscode.data.language_model import LanguageModel
+from crosscode.data.language_model import LanguageModel, one_at_a_time
 from crosscode.data.shards import TEMPORARY, DamagedShard, check_shard, key_of, read_shard, shard_about, write_shard
 from crosscode.errors import BadInput
 from crosscode.kernels.allocator import ReusedMemory
@@ -91,7 +91,7 @@ class ActivationCache:
             self.hits += 1
             return acts_HSPD.to(getattr(model, "device", "cpu"))
         self.misses += 1
-        with phase("harvest"):
+        with phase("harvest"), one_at_a_time:
             acts_HSPD = model.harvest(tokens_HS, hookpoints)
         acts_HSPD = acts_HSPD.to(self.dtype or acts_HSPD.dtype)
         about = {"model": model.name, "identity": model.identity, "hookpoints": json.dumps(list(hookpoints))}

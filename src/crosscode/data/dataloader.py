@@ -1,15 +1,19 @@
-"""Token sequences → shuffled batches of raw activations, resumable from three integers.
+"""Token sequences → shuffled batches of raw activations, resumable from a few integers.
 
 The stream of harvested tokens is cut into blocks of a fixed number of harvest batches. Unit u serves, in a random
 order, the second half of block u-1 and the first half of block u; batches are cut from the units in order, and what
 remains of a unit opens the next one's first batch. A preallocated ring holds two blocks. All orders are functions of
-(seed, epoch, unit), so the position is (epoch, unit, offset) and to resume is to harvest two blocks again.
+(seed, epoch, unit), so the position is (epoch, unit, offset), with the place in the text where reading has to begin,
+and to resume is to harvest two blocks again, however far the run had come.
 
 Shapes: B tokens of a batch, X crosscoding dimensions, M models, P hookpoints, D width, R rows of half the ring.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+import os
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from itertools import islice
+from typing import Any
 
 import attrs
 import torch
@@ -17,6 +21,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crosscode.batch import Batch
+from crosscode.data.ahead import ReadAhead
+from crosscode.data.documents import Place
 from crosscode.data.harvester import Harvest, Harvester
 from crosscode.data.shuffle import unit_order
 from crosscode.data.token_sequences import TokenSequences
@@ -88,6 +94,10 @@ class Dataloader:
         squeeze: drop crosscoding axes of one entry when autoencoding.
         epochs: how often the text is gone through, each time in a new order; None is forever.
         dtype: of the batches.
+        ahead: how many batches may wait while a thread makes the next: training and harvesting then overlap. 0 makes
+            each when it is asked for; None reads a block ahead where there is something to do it with (a GPU in use,
+            or cores that torch leaves idle). Batches and cursors are the same; a block costs half as much memory as
+            the shuffle buffer.
 
     Raises:
         BadInput: batch larger than the shuffle buffer or than the data, unknown `reads` or `writes`, nothing left
@@ -104,6 +114,7 @@ class Dataloader:
     squeeze: bool = attrs.field(default=False, kw_only=True)
     epochs: int | None = attrs.field(default=None, kw_only=True)
     dtype: torch.dtype = attrs.field(default=torch.float32, kw_only=True)
+    ahead: int | None = attrs.field(default=None, kw_only=True)
     _inputs: Sites = attrs.field(init=False, repr=False)
     _targets: Sites = attrs.field(init=False, repr=False)
 
@@ -112,6 +123,8 @@ class Dataloader:
             raise BadInput(f"batch_size={self.batch_size} must be at least 1.")
         if self.epochs is not None and self.epochs < 1:
             raise BadInput(f"epochs={self.epochs} must be at least 1, or None for as many as training asks for.")
+        if self.ahead is not None and self.ahead < 0:
+            raise BadInput(f"ahead={self.ahead} must be at least 0, or None for what suits the machine.")
         if self.batch_size > self.shuffle_buffer:
             raise BadInput(
                 f"batch_size={self.batch_size} is larger than shuffle_buffer={self.shuffle_buffer}, "
@@ -171,7 +184,7 @@ class Dataloader:
     def __iter__(self) -> "BatchIterator":
         return BatchIterator(self, Cursor())
 
-    def iter_from(self, cursor: Mapping[str, int]) -> "BatchIterator":
+    def iter_from(self, cursor: Mapping[str, Any]) -> "BatchIterator":
         """The batches that would have followed where `cursor` was taken, bit for bit; harvests two blocks again."""
         return BatchIterator(self, Cursor.of(cursor))
 
@@ -183,6 +196,17 @@ class Dataloader:
     def harvests_per_block(self) -> int:
         tokens = self.harvester.sequences_at_once * self.sequences.sequence_length
         return max(1, self.shuffle_buffer // (2 * tokens))
+
+    @property
+    def batches_ahead(self) -> int:
+        """How many batches are made ahead here and now: see `ahead`."""
+        if self.ahead is not None:
+            return self.ahead
+        devices = {getattr(model, "device", torch.device("cpu")).type for model in self.harvester.models}
+        if devices == {"cpu"} and not torch.cuda.is_initialized() and torch.get_num_threads() >= n_cores():
+            return 0
+        harvest = self.harvester.sequences_at_once * self.sequences.sequence_length
+        return math.ceil(self.harvests_per_block * harvest / self.batch_size)
 
     def batch(self, acts_BMPD: Float[Tensor, "B M P D"]) -> Batch:
         """Inputs and targets of some tokens."""
@@ -218,101 +242,132 @@ class Dataloader:
             )
 
 
+def n_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @attrs.define
 class Cursor:
-    """Where the next batch begins: `offset` tokens into a unit of an epoch."""
+    """Where the next batch begins: `offset` tokens into a unit of an epoch, and from where to read the text for it."""
 
     epoch: int = 0
     unit: int = 0
     offset: int = 0
+    place: Place | None = None
 
     @classmethod
-    def of(cls, cursor: Mapping[str, int]) -> "Cursor":
-        names = {field.name for field in attrs.fields(cls)}
-        if set(cursor) != names or not all(type(value) is int and value >= 0 for value in cursor.values()):
+    def of(cls, cursor: Mapping[str, Any]) -> "Cursor":
+        counts: dict[str, Any] = {name: cursor.get(name) for name in ("epoch", "offset", "unit")}
+        place = cursor.get("place")
+        if (
+            not set(cursor) <= {*counts, "place"}
+            or not all(type(value) is int and value >= 0 for value in counts.values())
+            or not (place is None or isinstance(place, Mapping))
+        ):
             raise BadInput(
-                f"cursor {dict(cursor)!r} is not a position in the data: {', '.join(sorted(names))}, all >= 0."
+                f"cursor {dict(cursor)!r} is not a position in the data: {', '.join(counts)}, all >= 0, and a place."
             )
-        return cls(**cursor)
+        return cls(**counts, place=place)
 
 
 class BatchIterator(Iterator[Batch]):
     """The batches from a cursor on. `cursor()` is where the next one begins."""
 
     def __init__(self, loader: Dataloader, start: Cursor) -> None:
-        self._loader = loader
         self._cursor = start
-        self._batches = self._generate(Cursor(**attrs.asdict(start)))
+        ahead = loader.batches_ahead
+
+        def batches(stopped: Callable[[], bool]) -> Generator[tuple[Batch, Cursor]]:
+            return _batches(loader, attrs.evolve(start), stopped)
+
+        self._batches = ReadAhead(batches, ahead) if ahead else batches(lambda: False)
 
     def __next__(self) -> Batch:
         batch, self._cursor = next(self._batches)
         return batch
 
-    def cursor(self) -> dict[str, int]:
-        """A few integers from which `Dataloader.iter_from` goes on; taken after any batch, or before the first."""
-        return attrs.asdict(self._cursor)
+    def cursor(self) -> dict[str, Any]:
+        """Plain data from which `Dataloader.iter_from` goes on; taken after any batch, or before the first."""
+        return attrs.asdict(self._cursor, recurse=False)
 
-    @torch.no_grad()
-    def _generate(self, at: Cursor) -> Iterator[tuple[Batch, Cursor]]:
-        loader, B = self._loader, self._loader.batch_size
-        batch_BMPD: Tensor | None = None
-        filled = 0
-        while loader.epochs is None or at.epoch < loader.epochs:
-            from_the_start, n_epoch = at.unit == 0 and at.offset == 0, 0
-            for ring_RMPD, slots_N in self._units(at):
-                n_epoch += len(slots_N)
-                if at.offset > len(slots_N):
-                    raise BadInput(
-                        f"cursor {attrs.asdict(at)} is beyond its unit of {len(slots_N)} tokens: other data?"
-                    )
-                while at.offset < len(slots_N):
-                    if batch_BMPD is None:
-                        batch_BMPD = torch.empty(B, *ring_RMPD.shape[1:], dtype=loader.dtype, device=ring_RMPD.device)
-                    take_N = slots_N[at.offset : at.offset + B - filled].to(ring_RMPD.device)
-                    batch_BMPD[filled : filled + len(take_N)] = ring_RMPD[take_N]
-                    filled += len(take_N)
-                    at.offset += len(take_N)
-                    if filled == B:
-                        yield loader.batch(batch_BMPD), Cursor(at.epoch, at.unit, at.offset)
-                        batch_BMPD, filled = None, 0
-                at.unit, at.offset = at.unit + 1, 0
-            if from_the_start and n_epoch == 0:
+    def close(self) -> None:
+        """Stop making batches; there are none after this."""
+        self._batches.close()
+
+
+@torch.no_grad()
+def _batches(loader: Dataloader, at: Cursor, stopped: Callable[[], bool]) -> Generator[tuple[Batch, Cursor]]:
+    """Every batch from a cursor on, with the cursor behind it; none once it is stopped."""
+    B = loader.batch_size
+    batch_BMPD: Tensor | None = None
+    filled = 0
+    while loader.epochs is None or at.epoch < loader.epochs:
+        from_the_start, n_epoch = at.unit == 0 and at.offset == 0, 0
+        for ring_RMPD, slots_N, place in _units(loader, at, stopped):
+            n_epoch += len(slots_N)
+            if at.offset > len(slots_N):
                 raise BadInput(
-                    "nothing is left of the text after masking: see drop_special, drop_first, max_norm_multiple."
+                    f"cursor of epoch {at.epoch}, unit {at.unit}, offset {at.offset} is beyond its unit of "
+                    f"{len(slots_N)} tokens: other data?"
                 )
-            if from_the_start and n_epoch < B:
-                raise BadInput(f"batch_size={B} is larger than the data: {n_epoch} tokens after masking.")
-            at.epoch, at.unit, at.offset = at.epoch + 1, 0, 0
-        if batch_BMPD is not None and filled:
-            yield loader.batch(batch_BMPD[:filled]), Cursor(at.epoch, 0, 0)
+            while at.offset < len(slots_N):
+                if batch_BMPD is None:
+                    batch_BMPD = torch.empty(B, *ring_RMPD.shape[1:], dtype=loader.dtype, device=ring_RMPD.device)
+                take_N = slots_N[at.offset : at.offset + B - filled].to(ring_RMPD.device)
+                batch_BMPD[filled : filled + len(take_N)] = ring_RMPD[take_N]
+                filled += len(take_N)
+                at.offset += len(take_N)
+                if filled == B:
+                    yield loader.batch(batch_BMPD), Cursor(at.epoch, at.unit, at.offset, place)
+                    batch_BMPD, filled = None, 0
+            at.unit, at.offset = at.unit + 1, 0
+        if stopped():
+            return
+        if from_the_start and n_epoch == 0:
+            raise BadInput(
+                "nothing is left of the text after masking: see drop_special, drop_first, max_norm_multiple."
+            )
+        if from_the_start and n_epoch < B:
+            raise BadInput(f"batch_size={B} is larger than the data: {n_epoch} tokens after masking.")
+        at.epoch, at.unit, at.offset, at.place = at.epoch + 1, 0, 0, None
+    if batch_BMPD is not None and filled:
+        yield loader.batch(batch_BMPD[:filled]), Cursor(at.epoch, 0, 0)
 
-    def _units(self, at: Cursor) -> Iterator[tuple[Float[Tensor, "R2 M P D"], Tensor]]:
-        """From unit `at.unit` of the epoch on: the ring, and the slots of it that are served, in order."""
-        loader = self._loader
-        h, H = loader.harvests_per_block, loader.harvester.sequences_at_once
-        R = h * H * loader.sequences.sequence_length
-        epoch, unit = at.epoch, at.unit  # the caller moves `at`
-        first = max(unit - 1, 0)
-        harvests = loader.harvester.over(loader.sequences.iter_from(first * h * H, epoch))
-        ring_RMPD: Tensor | None = None
-        n_previous = 0
-        block = first
-        while True:
-            n_current, more = 0, False
-            for harvest in islice(harvests, h):
-                more = True
-                if ring_RMPD is None:
-                    ring_RMPD = harvest.acts_NMPD.new_empty(2 * R, *harvest.acts_NMPD.shape[1:])
-                start = (block % 2) * R + n_current
-                ring_RMPD[start : start + len(harvest)] = harvest.acts_NMPD
-                n_current += len(harvest)
+
+def _units(
+    loader: Dataloader, at: Cursor, stopped: Callable[[], bool]
+) -> Iterator[tuple[Float[Tensor, "R2 M P D"], Tensor, Place]]:
+    """From unit `at.unit` of the epoch on: the ring, the slots of it that are served, in order, and from where to read
+    again to come to the same unit."""
+    h, H = loader.harvests_per_block, loader.harvester.sequences_at_once
+    R = h * H * loader.sequences.sequence_length
+    epoch, unit = at.epoch, at.unit  # the caller moves `at`
+    first = max(unit - 1, 0)
+    sequences = loader.sequences.iter_from(first * h * H, epoch, at.place)
+    harvests = loader.harvester.over(sequences)
+    ring_RMPD: Tensor | None = None
+    n_previous = 0
+    block = first
+    while True:
+        n_current, more = 0, False
+        for harvest in islice(harvests, h):
+            more = True
             if ring_RMPD is None:
+                ring_RMPD = harvest.acts_NMPD.new_empty(2 * R, *harvest.acts_NMPD.shape[1:])
+            start = (block % 2) * R + n_current
+            ring_RMPD[start : start + len(harvest)] = harvest.acts_NMPD
+            n_current += len(harvest)
+            if stopped():
                 return
-            if block >= unit:
-                which_N, index_N = unit_order(n_previous, n_current, loader.seed, epoch, block)
-                # Block u lies in half u % 2 of the ring: 1 in `which_N` is this block, 0 the one before.
-                yield ring_RMPD, ((which_N + block + 1) % 2) * R + index_N
-            if not more:
-                return
-            n_previous = n_current
-            block += 1
+        if ring_RMPD is None:
+            return
+        if block >= unit:
+            which_N, index_N = unit_order(n_previous, n_current, loader.seed, epoch, block)
+            # Block u lies in half u % 2 of the ring: 1 in `which_N` is this block, 0 the one before.
+            slots_N = ((which_N + block + 1) % 2) * R + index_N
+            yield ring_RMPD, slots_N, sequences.place_of(max(block - 1, 0) * h * H)
+        if not more:
+            return
+        n_previous = n_current
+        block += 1

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from crosscode.data.cache import ActivationCache
-from crosscode.data.language_model import LanguageModel
+from crosscode.data.language_model import LanguageModel, one_at_a_time
 from crosscode.data.token_sequences import PADDING, TokenSequence
 from crosscode.errors import BadInput
 from crosscode.phases import phase
@@ -153,7 +153,7 @@ class Harvester:
 
     def _activations_of(self, model: LanguageModel, tokens_HS: Int[Tensor, "H S"]) -> Float[Tensor, "H S P D"]:
         if self.cache is None:
-            with phase("harvest"):
+            with phase("harvest"), one_at_a_time:
                 return model.harvest(tokens_HS, self.hookpoints)
         return self.cache.get(model, self.hookpoints, tokens_HS)
 

@@ -3,11 +3,15 @@
 Shapes: H sequences of a harvest batch, S positions, P hookpoints, D width, V vocabulary.
 """
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor
+
+one_at_a_time = threading.RLock()
+"""Held around every use of a model or a tokenizer: one thread may read ahead while another evaluates."""
 
 
 @runtime_checkable

@@ -19,8 +19,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from crosscode.data import documents
-from crosscode.data.documents import HubText
-from crosscode.data.language_model import LanguageModel
+from crosscode.data.documents import HubText, Place
+from crosscode.data.language_model import LanguageModel, one_at_a_time
 from crosscode.data.shuffle import shuffled_in_blocks
 from crosscode.errors import BadInput, close_match
 
@@ -127,44 +127,26 @@ class TokenSequences:
             )
         _ = self._text  # a file that is not there is found now
 
-    def __iter__(self) -> Iterator[TokenSequence]:
+    def __iter__(self) -> "OrderedSequences":
         return self.iter_from(0)
 
-    def iter_from(self, start: int, epoch: int = 0) -> Iterator[TokenSequence]:
+    def iter_from(self, start: int, epoch: int = 0, place: Place | None = None) -> "OrderedSequences":
         """The sequences of an epoch from the `start`-th on; each epoch has an order of its own.
 
-        What comes before is tokenised and thrown away: packing cannot know where a sequence begins without it.
-        """
-        if self.seed is None:
-            return itertools.islice(self.in_order(), start, None)
-        block, within = divmod(start, self.shuffle_sequences)
-        stream = itertools.islice(self.in_order(), block * self.shuffle_sequences, None)
-        shuffled = shuffled_in_blocks(stream, self.shuffle_sequences, self.seed, "sequences", epoch, first_block=block)
-        return itertools.islice(shuffled, within, None)
+        Args:
+            start: how many sequences are left out.
+            epoch: which order.
+            place: from `place_of` of an earlier iterator; without it, what comes before is tokenised and thrown away,
+                for packing cannot know where a sequence begins.
 
-    def in_order(self) -> Iterator[TokenSequence]:
+        Raises:
+            BadInput: the place is none, or lies behind `start`.
+        """
+        return OrderedSequences(self, start, epoch, place)
+
+    def in_order(self, place: Place | None = None) -> "PackedSequences":
         """The sequences in the order of the text, for evaluation and reports."""
-        S = self.sequence_length
-        tokens: list[int] = []
-        owners: list[int] = []
-        index = 0
-        for document, ids in self._tokenised():
-            for piece, owner in self._pieces(document, ids):
-                position = 0
-                while position < len(piece):
-                    # A sequence begins with one BOS, not two: the text's own, a separator, or one that is added.
-                    if not tokens and self.prepend_bos and piece[position] != self._bos:
-                        tokens, owners = [self._bos], [ADDED]
-                    some = piece[position : position + S - len(tokens)]
-                    tokens += some
-                    owners += [owner] * len(some)
-                    position += len(some)
-                    if len(tokens) == S:
-                        yield _sequence(index, tokens, owners)
-                        tokens, owners, index = [], [], index + 1
-        if tokens and self.short == "pad":
-            n_missing = S - len(tokens)
-            yield _sequence(index, tokens + [self._filler] * n_missing, owners + [PADDING] * n_missing)
+        return PackedSequences(self, place)
 
     @cached_property
     def identity(self) -> str:
@@ -176,7 +158,7 @@ class TokenSequences:
         }
         vocabulary = hashlib.sha256(repr(sorted(self.model.vocabulary.items())).encode()).hexdigest()
         # The embedded text is that of the installed packages: other versions, other text.
-        source = documents.fingerprint(self._documents() if self._text == "embedded" else self._text)
+        source = documents.fingerprint(self.open({}) if self._text == "embedded" else self._text)
         canonical = json.dumps(policy | {"source": source, "vocabulary": vocabulary}, sort_keys=True, default=str)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -191,49 +173,52 @@ class TokenSequences:
             return documents.files_of(Path(self.source).expanduser())
         return HubText(self.source, self.hub_config, self.hub_split, self.hub_revision)
 
-    def _documents(self) -> Iterator[tuple[int, Any]]:
-        """(index in the source, document) of this split; what a document is has not been checked yet."""
+    def open(self, place: Place) -> documents.Documents:
+        """The documents of the source, of every split, from a place on."""
         if self._text == "embedded":
             from crosscode.data import embedded
 
-            parts = ("train", "held_out") if self.split == "all" else (self.split,)
-            yield from enumerate(itertools.chain.from_iterable(embedded.documents(part) for part in parts))
-            return
+            parts: tuple[Any, ...] = ("train", "held_out") if self.split == "all" else (self.split,)
+            return documents.open_rows(
+                lambda: itertools.chain.from_iterable(map(embedded.documents, parts)), "the embedded text", place
+            )
         if isinstance(self._text, HubText):
-            stream = documents.read_hub(self._text, self.text_column)
-        elif isinstance(self.source, str | Path):
-            stream = documents.read_files(self._text, self.text_column)
-        else:
-            stream = iter(self._text)
-        for index, document in enumerate(stream):
-            if isinstance(document, Mapping):  # rows of a `datasets.Dataset` that was handed in
-                document = documents.cell(document, self.text_column, f"dataset {_label(self.source)}")
-            held_out = index % self.held_out_every == self.held_out_every - 1
-            if self.split == "all" or held_out == (self.split == "held_out"):
-                yield index, document
+            return documents.open_hub(self._text, self.text_column, place)
+        if isinstance(self.source, str | Path):
+            return documents.open_files(self._text, self.text_column, place)
+        return documents.open_rows(lambda: self._text, f"dataset {_label(self.source)}", place)
 
-    def _pieces(self, document: int, ids: Sequence[int]) -> Iterator[tuple[Sequence[int], int]]:
-        """A document with its separator, unless it brings its own."""
-        if self.separator == "bos" and ids[0] != self._bos:
-            yield [self._bos], ADDED
-        yield ids, document
-        if self.separator == "eos" and ids[-1] != self._eos:
-            yield [self._eos], ADDED
+    def in_split(self, index: int) -> bool:
+        """Whether a document is in this split, by its index in the source."""
+        if self.split == "all" or self._text == "embedded":
+            return True
+        held_out = index % self.held_out_every == self.held_out_every - 1
+        return held_out == (self.split == "held_out")
 
-    def _tokenised(self) -> Iterator[tuple[int, Sequence[int]]]:
-        """(document index, its ids) of every document that is not empty."""
-        stream = self._documents()
-        empty = True
-        while some := list(itertools.islice(stream, DOCUMENTS_AT_ONCE)):
-            texts = [document for _, document in some if isinstance(document, str) and document]
+    def pieces(self, some: Sequence[tuple[int, Any]]) -> list[tuple[Sequence[int], int]]:
+        """Documents, tokenised, each with its separator unless it brings its own; and whose the tokens are.
+
+        Args:
+            some: indices of documents in the source, and the documents: what they are has not been checked yet.
+        """
+        where = f"dataset {_label(self.source)}"
+        some = [  # rows of a `datasets.Dataset` that was handed in
+            (i, documents.cell(row, self.text_column, where) if isinstance(row, Mapping) else row) for i, row in some
+        ]
+        texts = [document for _, document in some if isinstance(document, str) and document]
+        with one_at_a_time:
             tokenised = iter(self.model.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else ())
-            for index, document in some:
-                ids = next(tokenised) if isinstance(document, str) and document else self._checked(index, document)
-                if len(ids):
-                    empty = False
-                    yield index, ids
-        if empty:
-            raise BadInput(f"dataset {_label(self.source)} has no document in its split {self.split!r}.")
+        pieces: list[tuple[Sequence[int], int]] = []
+        for index, document in some:
+            ids = next(tokenised) if isinstance(document, str) and document else self._checked(index, document)
+            if not len(ids):
+                continue
+            if self.separator == "bos" and ids[0] != self.bos:
+                pieces.append(([self.bos], ADDED))
+            pieces.append((ids, index))
+            if self.separator == "eos" and ids[-1] != self._eos:
+                pieces.append(([self._eos], ADDED))
+        return pieces
 
     def _checked(self, index: int, document: Any) -> Sequence[int]:
         """Token ids that were handed in; an empty document has none."""
@@ -261,7 +246,7 @@ class TokenSequences:
 
     # Where a policy needs BOS or EOS the model has one: checked when the policy was chosen.
     @property
-    def _bos(self) -> int:
+    def bos(self) -> int:
         return cast(int, self.model.bos_id)
 
     @property
@@ -269,12 +254,126 @@ class TokenSequences:
         return cast(int, self.model.eos_id)
 
     @property
-    def _filler(self) -> int:
+    def filler(self) -> int:
         return next((id_ for id_ in (self.model.eos_id, self.model.bos_id) if id_ is not None), 0)
 
 
-def _sequence(index: int, tokens: list[int], owners: list[int]) -> TokenSequence:
-    return TokenSequence(index, torch.tensor(tokens, dtype=torch.long), torch.tensor(owners, dtype=torch.long))
+class PackedSequences(Iterator[TokenSequence]):
+    """Sequences in the order of the text, from a place on; `place()` is where the next one begins.
+
+    A place is a few integers: the next sequence's number; the document that some read together begin with, and where
+    the source has it; how many of their pieces are used up, and tokens of the one after those.
+    """
+
+    def __init__(self, text: TokenSequences, place: Place | None) -> None:
+        names = ("sequence", "document", "pieces", "tokens")
+        start: Place = {**dict.fromkeys(names, 0), "source": {}} if place is None else place
+        integers = [start.get(name) for name in names]
+        source = start.get("source")
+        if not (isinstance(source, Mapping) and all(type(value) is int and value >= 0 for value in integers)):
+            raise BadInput(f"place {dict(start)!r} is not a place in a text: {', '.join(names)}, all >= 0, and source.")
+        self._text, self._any_text = text, place is not None
+        self._sequence, self._document, skipped, self._tokens = cast(list[int], integers)
+        self._source = text.open(source)
+        self._read()
+        self._used = skipped
+
+    def __next__(self) -> TokenSequence:
+        text, S = self._text, self._text.sequence_length
+        tokens: list[int] = []
+        owners: list[int] = []
+        while len(tokens) < S and self._turn_to_a_piece():
+            piece, owner = self._pieces[self._used]
+            # A sequence begins with one BOS, not two: the text's own, a separator, or one that is added.
+            if not tokens and text.prepend_bos and piece[self._tokens] != text.bos:
+                tokens, owners = [text.bos], [ADDED]
+            some = piece[self._tokens : self._tokens + S - len(tokens)]
+            tokens += some
+            owners += [owner] * len(some)
+            self._tokens += len(some)
+        n_missing = S - len(tokens)
+        if not tokens or (n_missing and text.short == "drop"):
+            raise StopIteration
+        self._sequence += 1
+        return TokenSequence(
+            self._sequence - 1,
+            torch.tensor(tokens + [text.filler] * n_missing, dtype=torch.long),
+            torch.tensor(owners + [PADDING] * n_missing, dtype=torch.long),
+        )
+
+    def place(self) -> dict[str, Any]:
+        return {"sequence": self._sequence, **self._from, "pieces": self._used, "tokens": self._tokens}
+
+    def _turn_to_a_piece(self) -> bool:
+        """Whether a token is left; it is then in the current piece."""
+        while self._pieces:
+            if self._used >= len(self._pieces):
+                self._read()
+            elif self._tokens >= len(self._pieces[self._used][0]):
+                self._used, self._tokens = self._used + 1, 0
+            else:
+                return True
+        return False
+
+    def _read(self) -> None:
+        """Tokenise the next few documents; no pieces are the end of the text."""
+        self._pieces: list[tuple[Sequence[int], int]] = []
+        self._used = 0
+        while not self._pieces:
+            self._from = {"document": self._document, "source": self._source.place()}
+            some: list[tuple[int, Any]] = []
+            for document in self._source:
+                if self._text.in_split(self._document):
+                    some.append((self._document, document))
+                self._document += 1
+                if len(some) == DOCUMENTS_AT_ONCE:
+                    break
+            if not some:
+                break
+            self._pieces = self._text.pieces(some)
+        if self._pieces:
+            self._any_text = True
+        elif not self._any_text:
+            raise BadInput(f"dataset {_label(self._text.source)} has no document in its split {self._text.split!r}.")
+
+
+class OrderedSequences(Iterator[TokenSequence]):
+    """Sequences of an epoch in their random order, block by block; remembers where the last blocks begin."""
+
+    def __init__(self, text: TokenSequences, start: int, epoch: int, place: Place | None) -> None:
+        self._text, self._epoch = text, epoch
+        self._size = text.shuffle_sequences
+        self._packed = text.in_order(place)
+        self._block, within = divmod(self._packed.place()["sequence"], self._size)
+        if within or self._block * self._size > start:
+            raise BadInput(f"place {dict(place or {})!r} is not where a block of {self._size} sequences begins.")
+        if place is None and self._block < start // self._size:
+            for _ in itertools.islice(self._packed, (start // self._size - self._block) * self._size):
+                pass
+            self._block = start // self._size
+        self._places: dict[int, dict[str, Any]] = {}
+        self._sequences = itertools.islice(self._in_blocks(), start - self._block * self._size, None)
+
+    def __next__(self) -> TokenSequence:
+        return next(self._sequences)
+
+    def place_of(self, n: int) -> dict[str, Any]:
+        """From where to read again so that the n-th sequence comes; n never falls, and was reached."""
+        needed = max((block for block in self._places if block <= n // self._size), default=self._block)
+        self._places = {block: place for block, place in self._places.items() if block >= needed}
+        return self._places[needed]
+
+    def _in_blocks(self) -> Iterator[TokenSequence]:
+        block, seed = self._block, self._text.seed
+        while True:
+            self._places[block] = self._packed.place()
+            members = list(itertools.islice(self._packed, self._size))
+            if not members:
+                return
+            if seed is not None:
+                members = shuffled_in_blocks(members, self._size, seed, "sequences", self._epoch, first_block=block)
+            yield from members
+            block += 1
 
 
 def _label(source: Any) -> str:

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from crosscode.data.hook_sites import HookFn, Site, agreeing_sites, find_sites, hooked, keeping, sharing_weights
-from crosscode.data.language_model import Edit
+from crosscode.data.language_model import Edit, one_at_a_time
 from crosscode.errors import BadInput, CrosscodeError, close_match, first_line
 from crosscode.kernels.allocator import ReusedMemory
 
@@ -181,11 +181,12 @@ class TransformerLensModel:
     def _run(self, tokens_HS: Int[Tensor, "H S"], hooks: Sequence[tuple[str, HookFn]]) -> Float[Tensor, "H S V"]:
         """Logits of a forward pass with hooks: the plain model's if it has all the hookpoints, or else the bridge's."""
         tokens_HS = tokens_HS.to(self.device)
-        if all(hookpoint in self._sites for hookpoint, _ in hooks):
-            with hooked(self.hf_model, [(self._sites[hookpoint], hook_fn) for hookpoint, hook_fn in hooks]):
-                return self.hf_model(tokens_HS, use_cache=False).logits
-        with _bridge_hooked(self.bridge, hooks):
-            return self.bridge.forward(tokens_HS, return_type="logits", use_cache=False)
+        with one_at_a_time:  # another thread's pass would run into these hooks
+            if all(hookpoint in self._sites for hookpoint, _ in hooks):
+                with hooked(self.hf_model, [(self._sites[hookpoint], hook_fn) for hookpoint, hook_fn in hooks]):
+                    return self.hf_model(tokens_HS, use_cache=False).logits
+            with _bridge_hooked(self.bridge, hooks):
+                return self.bridge.forward(tokens_HS, return_type="logits", use_cache=False)
 
     @cached_property
     def _sites(self) -> dict[str, Site]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Literal
+from typing import Any, Literal
 
 import attrs
 import torch
@@ -22,7 +22,7 @@ def one_epoch(data: Iterable[Batch]) -> Iterator[Batch]:
     Text is measured once: a second epoch would say the same again, for ever if the text is short.
     """
     batches = iter(data)
-    cursor: Callable[[], Mapping[str, int]] = getattr(batches, "cursor", dict)
+    cursor: Callable[[], Mapping[str, Any]] = getattr(batches, "cursor", dict)
     for batch in batches:
         yield batch
         if cursor().get("epoch", 0) > 0:

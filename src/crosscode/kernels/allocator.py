@@ -9,6 +9,7 @@ import functools
 import math
 import platform
 import sys
+import threading
 from typing import Any
 
 import attrs
@@ -47,6 +48,7 @@ class ReusedMemory:
     """
 
     _block: bytearray = attrs.field(factory=bytearray, init=False)
+    _lock: threading.Lock = attrs.field(factory=threading.Lock, init=False)
 
     def bytes(self, n: int) -> memoryview:
         """`n` bytes of whatever was there, for a file to be read into."""
@@ -60,7 +62,9 @@ class ReusedMemory:
         return torch.frombuffer(self._of(n * dtype.itemsize), dtype=dtype, count=n).view(shape)
 
     def _of(self, n: int) -> bytearray:
-        # Two references, the attribute and the argument: no tensor, nor any view of one, holds the block.
-        if len(self._block) < n or sys.getrefcount(self._block) > 2:
-            self._block = bytearray(n)
-        return self._block
+        with self._lock:
+            # Two references, the attribute and the argument: no tensor, nor any view of one, holds the block.
+            if len(self._block) < n or sys.getrefcount(self._block) > 2:
+                self._block = bytearray(n)
+            taken = self._block
+        return taken

@@ -1,5 +1,7 @@
 """What a run knows beside parameters and optimizer moments."""
 
+from typing import Any
+
 import attrs
 import torch
 from jaxtyping import Int
@@ -32,7 +34,7 @@ class TrainState:
     tokens: int = 0
     density: float = 1.0
     sparse: bool = False
-    cursor: dict[str, int] = attrs.field(factory=dict)
+    cursor: dict[str, Any] = attrs.field(factory=dict)
 
     @classmethod
     def fresh(cls, n_latents: int, device: torch.device) -> "TrainState":

@@ -6,7 +6,8 @@ gradient transforms -> learning rate -> optimizer step -> constraints -> callbac
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from itertools import islice
 from typing import Any, Literal
 
@@ -267,7 +268,7 @@ class Trainer:
         check_gradients(self.state.step, total, self.model)
         return norm
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Generator[Batch]:
         """Batches from the state's cursor on, which moves with them.
 
         Data with an `iter_from(cursor)` whose iterator has a `cursor()` says itself where it is and when it ends;
@@ -276,9 +277,12 @@ class Trainer:
         iter_from = getattr(self.data, "iter_from", None)
         if iter_from is not None:
             batches: Any = iter_from(self.state.cursor) if self.state.cursor else iter(self.data)
-            for batch in batches:
-                self.state.cursor = dict(batches.cursor())
-                yield batch
+            try:
+                for batch in batches:
+                    self.state.cursor = dict(batches.cursor())
+                    yield batch
+            finally:
+                getattr(batches, "close", lambda: None)()  # who reads ahead stops
             return
         epoch, skip = self.state.cursor.get("epoch", 0), self.state.cursor.get("batch", 0)
         while True:
@@ -363,8 +367,7 @@ def train_together(trainers: Sequence[Trainer]) -> list[SparseCoder]:
     for trainer in trainers:
         trainer.tell("on_start")
     try:
-        with deferred_interrupts() as interrupt:
-            batches = first.batches()
+        with deferred_interrupts() as interrupt, closing(first.batches()) as batches:
             while first.state.step < first.num_steps:
                 with phase("data"):
                     micro_batches = list(islice(batches, first.accumulate))
