@@ -17,7 +17,7 @@ FLOORS = [
     ("losses", "penalties", "initialization", "metrics", "saving", "data"),
     ("training",),
     ("callbacks", "evaluation", "interop"),
-    ("report",),
+    ("report", "run_folder"),
     ("run",),
     ("cli",),
     ("__main__",),

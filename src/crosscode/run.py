@@ -19,7 +19,16 @@ import torch
 from torch import Tensor
 
 from crosscode.activations import JumpReLU
-from crosscode.callbacks import Checkpoint, JSONLines, Log, Profile, ProgressBar, WeightsAndBiases, print_time
+from crosscode.callbacks import (
+    Checkpoint,
+    JSONLines,
+    Log,
+    Profile,
+    ProgressBar,
+    TimeSpent,
+    WeightsAndBiases,
+    print_time,
+)
 from crosscode.checks import at_least, positive, share
 from crosscode.command_line import errors_in_one_line, read_options
 from crosscode.data import (
@@ -37,9 +46,10 @@ from crosscode.metrics import FVU, L0, Dead, DecoderCosine, DecoderNormRatio, De
 from crosscode.models import PerSiteEncoder, SparseCoder
 from crosscode.penalties import AuxK
 from crosscode.report import draw_run, print_summary
+from crosscode.run_folder import CHECKPOINTS, SUMMARY, locked, saying_how_to_resume, take_up, write_whole, writing
 from crosscode.saving import save
 from crosscode.schedulers import WarmupStableDecay
-from crosscode.training import Trainer, describe, load_checkpoint, newest_checkpoint
+from crosscode.training import Trainer, describe
 
 RESIDUAL = "blocks.2.hook_resid_post"
 MLP_INPUTS = tuple(f"blocks.{i}.mlp.hook_in" for i in range(4))
@@ -79,8 +89,12 @@ class RunOptions:
         wandb_project: wandb project; WANDB_PROJECT if not given.
         output: directory of the run; `runs/<recipe>` if not given.
         resume: continue from the newest checkpoint in `output`.
+        resume_changed: with `resume`, the fields of the configuration that are meant to differ from those of the
+            checkpoint, as the refusal lists them: `lr.value`, or `lr` for all below it.
         log_every: steps between rows of curves.
         checkpoint_every: steps between checkpoints.
+        checkpoint_keep: how many of the newest checkpoints stay.
+        checkpoint_keep_every: checkpoints of steps that are a multiple of this stay too.
         eval_tokens: held-out tokens of the final figures.
         quiet: no progress bar and no summary.
         profile: print tokens/s and the share of time in each phase; write a trace of 20 steps to `profile.json`.
@@ -111,8 +125,11 @@ class RunOptions:
     wandb_project: str | None = None
     output: Path | None = None
     resume: bool = False
+    resume_changed: tuple[str, ...] = ()
     log_every: int = 20
     checkpoint_every: int = 500
+    checkpoint_keep: int = 2
+    checkpoint_keep_every: int | None = None
     eval_tokens: int = 30_000
     quiet: bool = False
     profile: bool = False
@@ -309,7 +326,12 @@ def run_recipe(trainer: Trainer, run: RunOptions, name: str) -> dict[str, Any]:
     """
     directory = run.directory(name)
     profile = Profile(directory / "profile.json") if run.profile else None
-    checkpoints = Checkpoint(directory / "checkpoints", every=run.checkpoint_every)
+    checkpoints = Checkpoint(
+        directory / CHECKPOINTS,
+        every=run.checkpoint_every,
+        keep=run.checkpoint_keep,
+        keep_every=run.checkpoint_keep_every,
+    )
     sinks = [
         JSONLines(directory / "metrics.jsonl"),
         WeightsAndBiases(run.wandb_mode, run.wandb_project, name, directory),
@@ -323,29 +345,33 @@ def run_recipe(trainer: Trainer, run: RunOptions, name: str) -> dict[str, Any]:
         *([] if run.quiet else [ProgressBar()]),
         *([] if profile is None else [profile]),
     )
-    trainer.held_out = held_out = held_out_of(trainer.model, run)
+    trainer.held_out = held_out_of(trainer.model, run)
     directory.mkdir(parents=True, exist_ok=True)
-    if run.resume:
-        newest = newest_checkpoint(directory / "checkpoints")
-        if newest is None:
-            raise BadInput(f"resume: {str(directory / 'checkpoints')!r} holds no whole checkpoint.")
-        load_checkpoint(trainer, newest)
-    elif not (directory / "summary.json").exists() and newest_checkpoint(directory / "checkpoints"):
-        raise BadInput(
-            f"output={str(directory)!r} holds a run that was cut short: --resume goes on, another --output keeps it."
-        )
-    (directory / "summary.json").unlink(missing_ok=True)  # there once a run is complete
-    run.write(directory / OPTIONS)
-    (directory / "configuration.json").write_text(json.dumps(describe(trainer), indent=2) + "\n")
-    if not run.quiet:
-        step, n = trainer.state.step, trainer.num_steps
-        doing = (
-            f"going on from step {step} of {n:,}" if step else f"measuring scales on {run.init_tokens:,} tokens first"
-        )
-        print(f"{name}: {doing}; files go to {directory}", file=sys.stderr)
-    coder = trainer.train()
-    spent = None if profile is None else profile.spent
-    save(coder, directory / "coder")
+    with locked(directory):
+        take_up(trainer, directory, run.resume, run.resume_changed)
+        (directory / SUMMARY).unlink(missing_ok=True)
+        with writing(directory):
+            run.write(directory / OPTIONS)
+            (directory / "configuration.json").write_text(json.dumps(describe(trainer), indent=2) + "\n")
+        if not run.quiet:
+            step, n = trainer.state.step, trainer.num_steps
+            begin = f"measuring scales on {run.init_tokens:,} tokens first"
+            doing = f"going on from step {step} of {n:,}" if step else begin
+            print(f"{name}: {doing}; files go to {directory}", file=sys.stderr)
+        coder = trainer.train()
+        with writing(directory):
+            save(coder, directory / "coder")
+        summary = _measure(trainer, run, name, None if profile is None else profile.spent, dead_after)
+    if profile is not None and profile.spent is not None:
+        print_time(profile.spent, profile.trace)
+    if checkpoints.failed:
+        raise CrosscodeError("the last checkpoint could not be saved; the coder itself was.")
+    return summary
+
+
+def _measure(trainer: Trainer, run: RunOptions, name: str, spent: TimeSpent | None, dead_after: int) -> dict[str, Any]:
+    """The summary of a trained coder on held-out tokens, written down, drawn and printed."""
+    directory, coder, held_out = run.directory(name), trainer.model, held_out_of(trainer.model, run)
     if not run.quiet:
         print(f"{name}: measuring on {run.eval_tokens:,} held-out tokens", file=sys.stderr)
     results = evaluate(coder, held_out, measures(coder, held_out), run.eval_tokens)
@@ -359,24 +385,23 @@ def run_recipe(trainer: Trainer, run: RunOptions, name: str) -> dict[str, Any]:
         "dead": float(dead_L.double().mean()),
         **({} if spent is None else {"tokens_per_second": spent.tokens_per_second, "time": spent.shares}),
     }
-    (directory / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    draw_run(directory, results, held_out.model_names, dead_L, getattr(coder.decoder, "n_shared", 0))
+    with writing(directory):
+        draw_run(directory, results, held_out.model_names, dead_L, getattr(coder.decoder, "n_shared", 0))
+        write_whole(directory / SUMMARY, json.dumps(summary, indent=2) + "\n")
     if not run.quiet:
         print_summary(summary, results, dead_L, trainer, held_out, directory)
-    if profile is not None and spent is not None:
-        print_time(spent, profile.trace)
-    if checkpoints.failed:
-        raise CrosscodeError("the last checkpoint could not be saved; the coder itself was.")
     return summary
 
 
 def main(factory: Callable[..., Trainer], arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """The command line of a recipe: every argument of the factory and of its `RunOptions` is an option.
 
-    Bad input ends the program with one line and exit code 2.
+    Bad input ends the program with one line and exit code 2, Ctrl-C with 130, SIGTERM with 143.
     """
+    arguments = sys.argv[1:] if arguments is None else arguments
     with errors_in_one_line():
-        run, scheme = read_options(factory, sys.argv[1:] if arguments is None else arguments)
+        run, scheme = read_options(factory, arguments)
         run.check_like(inspect.signature(factory).parameters["run"].default)
         torch.manual_seed(run.seed)
-        return run_recipe(factory(run, **scheme), run, factory.__name__)
+        with saying_how_to_resume(run.directory(factory.__name__), arguments):
+            return run_recipe(factory(run, **scheme), run, factory.__name__)

@@ -8,14 +8,14 @@ import importlib
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import attrs
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from crosscode.errors import BadInput, CrosscodeError, close_match, first_line
 from crosscode.models import SparseCoder
@@ -131,19 +131,35 @@ def save(coder: nn.Module, directory: str | os.PathLike[str]) -> Path:
 
     Returns:
         The directory.
-    """
-    from safetensors.torch import save_file
 
+    Raises:
+        OSError: it could not be written, for want of room say.
+    """
     directory = Path(directory)
     text = spec_text(coder)
     directory.mkdir(parents=True, exist_ok=True)
     # Copies: safetensors refuses tensors that share memory, as a user's tied weights do.
     weights = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in coder.state_dict().items()}
-    save_file(weights, directory / f".{WEIGHTS}")
+    write_tensors(weights, directory / f".{WEIGHTS}")
     (directory / f".{SPEC}").write_text(text)
     os.replace(directory / f".{WEIGHTS}", directory / WEIGHTS)
     os.replace(directory / f".{SPEC}", directory / SPEC)
     return directory
+
+
+def write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """A safetensors file of tensors on the host.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(dict(tensors), file)
+    except SafetensorError as error:  # its way to say that the disk is full
+        raise OSError(str(error)) from error
 
 
 def load(directory: str | os.PathLike[str], classes: Iterable[type] = (), device: str = "cpu") -> SparseCoder:

@@ -5,12 +5,18 @@
 `train/fvu/<model>/<hookpoint>`, `train/l0/mean`, …
 """
 
+import errno
+import io
 import json
 import os
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from queue import Full, Queue
+from threading import Thread
 from typing import IO, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import attrs
@@ -21,6 +27,9 @@ from crosscode.checks import at_least
 from crosscode.metrics import Metric, measure
 from crosscode.phases import Phase
 from crosscode.training import StepReport, Trainer, describe
+
+MOST_WAITING = 1000  # rows that wait for room on the disk, or for wandb
+WANDB_ID = "wandb_id.txt"
 
 
 @runtime_checkable
@@ -122,80 +131,126 @@ class Console:
 class JSONLines:
     """One JSON object a row in a file, appended to: `{"step": 50, "train/loss": 1.2, …}`; samples as deciles.
 
-    On resume, rows beyond the step resumed from are dropped, so that the file reads as one uninterrupted run.
+    On resume, rows beyond the step resumed from are dropped, so that the file reads as one uninterrupted run. A row
+    that finds no room on the disk waits, among at most `MOST_WAITING`, until there is some.
 
     Args:
         path: the file.
     """
 
     path: Path = attrs.field(converter=Path)
-    _stream: IO[str] | None = attrs.field(default=None, init=False, repr=False)
+    _stream: io.FileIO | None = attrs.field(default=None, init=False, repr=False)
+    _waiting: deque[bytes] = attrs.field(factory=lambda: deque(maxlen=MOST_WAITING), init=False, repr=False)
+    _warned: bool = attrs.field(default=False, init=False, repr=False)
 
     def open(self, trainer: Trainer) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        kept = []
-        if self.path.exists() and trainer.state.step > 0:
-            for line in self.path.read_text().splitlines():
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    continue  # a row that a crash cut short
-                if row["step"] <= trainer.state.step:
-                    kept.append(line + "\n")
-        self._stream = self.path.open("w")
-        self._stream.writelines(kept)
+        kept = list(self._rows_up_to(trainer.state.step)) if self.path.exists() and trainer.state.step > 0 else []
+        beside = self.path.with_name(f".{self.path.name}")  # rows that were kept once are not lost now
+        beside.write_text("".join(kept))
+        os.replace(beside, self.path)
+        self._stream = io.FileIO(self.path, "a")
+
+    def _rows_up_to(self, last: int) -> Iterator[str]:
+        for line in self.path.read_bytes().splitlines():
+            try:
+                step = json.loads(line)["step"]
+            except (ValueError, LookupError, TypeError, RecursionError):
+                continue  # a row that a crash cut short, or that is none
+            if type(step) is int and step <= last:
+                yield line.decode() + "\n"
 
     def write(self, step: int, numbers: Mapping[str, float], samples: Mapping[str, Tensor]) -> None:
-        assert self._stream is not None, "open comes first"
         tenths = torch.linspace(0, 1, 11, dtype=torch.float64)
         deciles = {
             f"{name}/deciles": torch.quantile(value.double().cpu().flatten()[:1_000_000], tenths).tolist()
             for name, value in samples.items()
             if value.numel()
         }
-        self._stream.write(json.dumps({"step": step, **numbers, **deciles}) + "\n")
-        self._stream.flush()
+        self._waiting.append((json.dumps({"step": step, **numbers, **deciles}) + "\n").encode())
+        self._write_waiting()
+
+    def _write_waiting(self) -> None:
+        assert self._stream is not None, "open comes first"
+        try:
+            while self._waiting:
+                end = os.fstat(self._stream.fileno()).st_size
+                try:
+                    if self._stream.write(self._waiting[0]) < len(self._waiting[0]):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                except OSError:
+                    self._stream.truncate(end)  # half a row is none
+                    raise
+                self._waiting.popleft()
+        except OSError as error:
+            if not self._warned:
+                self._warned = True
+                warnings.warn(f"{self.path} could not be written: {error}; its rows wait for room.", stacklevel=3)
 
     def close(self) -> None:
         if self._stream is not None:
+            self._write_waiting()
             self._stream.close()
+            self._stream = None
 
 
 @attrs.define(eq=False)
 class WeightsAndBiases:
     """Curves and histograms in Weights & Biases; without a login in offline mode. Its failures never stop a run.
 
+    Rows are handed to a thread of their own: however slow wandb is, training does not wait for it. A resumed run goes
+    on under the id of the run that it resumes, which is kept in `directory`; offline, wandb writes a second folder of
+    that id, and `wandb sync` makes both one run.
+
     Args:
         mode: `offline` writes files that `wandb sync` uploads later, `online` needs a login, `disabled` does nothing.
         project: project name; `WANDB_PROJECT` and `WANDB_ENTITY` are honoured.
         name: name of the run.
         directory: where wandb keeps its files.
+        patience: seconds that `wandb.init` may take, and that the end of a run may wait for wandb.
     """
 
     mode: Literal["online", "offline", "disabled"] = "offline"
     project: str | None = None
     name: str | None = None
     directory: Path | None = None
+    patience: float = attrs.field(default=60.0, kw_only=True)
     _run: Any = attrs.field(default=None, init=False, repr=False)
+    _rows: "Queue[Callable[[], None] | None]" = attrs.field(
+        factory=lambda: Queue(MOST_WAITING), init=False, repr=False
+    )
+    _thread: Thread | None = attrs.field(default=None, init=False, repr=False)
+    _error: Exception | None = attrs.field(default=None, init=False, repr=False)
     _failed: bool = attrs.field(default=False, init=False, repr=False)
 
     def open(self, trainer: Trainer) -> None:
-        if self.mode != "disabled":
-            self._try(self._open, trainer)
+        if self.mode == "disabled":
+            return
+        try:
+            self._open(trainer)
+        except Exception as error:
+            self._give_up(error)
+            return
+        self._thread = Thread(target=self._work, name="crosscode-wandb", daemon=True)
+        self._thread.start()
 
     def _open(self, trainer: Trainer) -> None:
         if self.mode == "offline":  # else wandb itself would call home
             os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
+        id_file = None if self.directory is None else self.directory / WANDB_ID
+        resumed = id_file is not None and trainer.state.step > 0 and id_file.is_file()
         if self.directory is not None:
             self.directory.mkdir(parents=True, exist_ok=True)
         arguments: dict[str, Any] = {
             "project": self.project,
             "name": self.name,
             "dir": None if self.directory is None else str(self.directory),
+            "id": id_file.read_text().strip() if id_file is not None and resumed else None,
+            "resume": "allow",
             "config": describe(trainer),
-            "settings": wandb.Settings(silent=True, console="off"),
+            "settings": wandb.Settings(silent=True, console="off", init_timeout=self.patience),
         }
         try:
             self._run = wandb.init(mode=self.mode, **arguments)
@@ -204,29 +259,52 @@ class WeightsAndBiases:
                 raise
             warnings.warn(f"wandb could not go online ({error}); logging offline instead.", stacklevel=2)
             self._run = wandb.init(mode="offline", **arguments)
+        if id_file is not None:
+            id_file.write_text(f"{self._run.id}\n")
 
     def write(self, step: int, numbers: Mapping[str, float], samples: Mapping[str, Tensor]) -> None:
-        if self._run is not None:
-            self._try(self._write, step, numbers, samples)
+        if self._thread is None:
+            return
+        values = {name: value.float().cpu().tolist() for name, value in samples.items()}
+        try:
+            self._rows.put_nowait(lambda: self._write(step, numbers, values))
+        except Full:
+            self._error = self._error or TimeoutError(f"{MOST_WAITING} rows wait for it")
+        if self._error is not None:
+            self._give_up(self._error)
 
-    def _write(self, step: int, numbers: Mapping[str, float], samples: Mapping[str, Tensor]) -> None:
+    def _write(self, step: int, numbers: Mapping[str, float], values: Mapping[str, list[float]]) -> None:
         import wandb
 
-        histograms = {name: wandb.Histogram(value.float().cpu().tolist()) for name, value in samples.items()}
+        histograms = {name: wandb.Histogram(value) for name, value in values.items()}
         self._run.log({**numbers, **histograms}, step=step)
 
     def close(self) -> None:
-        if self._run is not None:
-            self._try(self._run.finish)
-            self._run = None
-
-    def _try(self, action: Any, *arguments: Any) -> None:
-        """wandb may be absent, offline or broken at any time: say so once and go on."""
-        if self._failed:
+        if self._thread is None:
             return
+        with suppress(Full):
+            self._rows.put_nowait(None)
+        at_once = type(sys.exception()) is KeyboardInterrupt  # no time to wait for anything
+        self._thread.join(0 if at_once else self.patience)
+        if self._thread is not None and self._thread.is_alive() and not at_once:
+            self._error = self._error or TimeoutError(f"it did not finish within {self.patience:g} s")
+        if self._error is not None:
+            self._give_up(self._error)
+        self._run = self._thread = None
+
+    def _work(self) -> None:
+        """Of the thread: rows until the end, then `finish`; after an error nothing."""
         try:
-            action(*arguments)
+            while (row := self._rows.get()) is not None:
+                row()
+            self._run.finish()
         except Exception as error:
+            self._error = error
+
+    def _give_up(self, error: Exception) -> None:
+        """wandb may be absent, offline, slow or broken at any time: say so once and go on."""
+        self._thread = None
+        if not self._failed:
             self._failed = True
             warnings.warn(
                 f"wandb stopped working ({type(error).__name__}: {error}); curves go on in the other sinks.",

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from crosscode.errors import CrosscodeError
+from crosscode.saving import write_tensors
 from crosscode.training.snapshot import Snapshot
 
 MANIFEST = "MANIFEST.json"
@@ -61,7 +62,7 @@ def write_checkpoint(snapshot: Snapshot, run: Path, keep: int, keep_every: int |
         temporary.mkdir(parents=True)
         for name, tensors in snapshot.tensors.items():
             (temporary / name).parent.mkdir(exist_ok=True)
-            _write_tensors(temporary / name, tensors)
+            write_tensors(_on_host(tensors), temporary / name)
         for name, text in snapshot.texts.items():
             (temporary / name).write_text(text)
         _write_manifest(temporary)
@@ -175,16 +176,6 @@ def _is_written(folder: Path) -> bool:
     except OSError as error:
         return isinstance(error, PermissionError)
     return True
-
-
-def _write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    try:
-        save_file(_on_host(tensors), file)
-    except SafetensorError as error:  # its way to say that the disk is full
-        raise OSError(str(error)) from error
 
 
 def _on_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

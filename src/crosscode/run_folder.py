@@ -1,0 +1,117 @@
+"""The folder of a run: one process writes there, what is written is whole, and a run that was cut short goes on."""
+
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from signal import SIGINT
+
+from crosscode.errors import BadInput, CrosscodeError
+from crosscode.training import Interrupted, NumericalError, Trainer, load_checkpoint, newest_checkpoint
+
+LOCK = "run.lock"
+CHECKPOINTS = "checkpoints"
+SUMMARY = "summary.json"  # there once a run is complete
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Two runs in one folder would write over each other: the second is refused. A killed process holds no lock.
+
+    Raises:
+        BadInput: another process runs here.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(directory / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise BadInput(
+            f"output={str(directory)!r} is in use by another run: wait for its end, or give another --output."
+        ) from None
+    except (OSError, NotImplementedError) as error:  # some network file systems have no locks
+        warnings.warn(f"{directory} cannot be locked ({error}): let no other run write there.", stacklevel=3)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def take_up(trainer: Trainer, directory: Path, resume: bool, changed: Sequence[str]) -> None:
+    """Put the trainer at the newest whole checkpoint if it is to resume, and keep a run that was cut short if not.
+
+    Args:
+        trainer: fresh, with the configuration of this run.
+        directory: the run's folder.
+        resume: whether to go on.
+        changed: fields of the configuration that are meant to differ.
+
+    Raises:
+        BadInput: nothing to resume; a run to resume that this one would replace; another configuration.
+    """
+    if changed and not resume:
+        raise BadInput(f"resume_changed={tuple(changed)}: there is nothing to compare with without --resume.")
+    newest = newest_checkpoint(directory / CHECKPOINTS)
+    if resume:
+        if newest is None:
+            raise BadInput(f"resume: {str(directory / CHECKPOINTS)!r} holds no whole checkpoint.")
+        load_checkpoint(trainer, newest, changed)
+    elif newest is not None and not (directory / SUMMARY).exists():
+        raise BadInput(
+            f"output={str(directory)!r} holds a run that was cut short: --resume goes on, another --output keeps it."
+        )
+
+
+@contextmanager
+def writing(directory: Path) -> Iterator[None]:
+    """What is written in here is worth nothing by halves: a full disk is said in one line, and the run can go on.
+
+    Raises:
+        CrosscodeError: something could not be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise CrosscodeError(
+            f"{directory} could not be written to: {error}. What was trained is in its checkpoints: "
+            "make room, then --resume."
+        ) from error
+
+
+def write_whole(file: Path, text: str) -> None:
+    """A text file that is the old one or the new one, whatever happens meanwhile."""
+    beside = file.with_name(f".{file.name}")
+    beside.write_text(text)
+    os.replace(beside, file)
+
+
+@contextmanager
+def saying_how_to_resume(directory: Path, arguments: Sequence[str]) -> Iterator[None]:
+    """A run that stops in here says how it goes on; one that was asked to stop has the exit code of its signal.
+
+    Args:
+        directory: the run's folder.
+        arguments: of the command that was called.
+    """
+    try:
+        yield
+    except NumericalError as error:
+        raise NumericalError(f"{error} {how_to_resume(directory, arguments)}") from error
+    except KeyboardInterrupt as stopped:
+        signal = stopped.signal if isinstance(stopped, Interrupted) else SIGINT
+        print(f"{str(stopped) or 'stopped at once'}. {how_to_resume(directory, arguments)}", file=sys.stderr)
+        raise SystemExit(128 + signal) from None
+
+
+def how_to_resume(directory: Path, arguments: Sequence[str]) -> str:
+    """One line: the command that goes on where the newest checkpoint was taken."""
+    newest = newest_checkpoint(directory / CHECKPOINTS)
+    if newest is None:
+        return "Nothing was saved yet: the same command begins again."
+    again = arguments if "--resume" in arguments else [*arguments, "--resume"]
+    command = shlex.join([Path(sys.executable).name, sys.argv[0], *again])
+    return f"Go on from step {int(newest.name.removeprefix('step_'))} with: {command}"
