@@ -234,10 +234,10 @@ def test_a_full_disk_costs_a_checkpoint_only(tmp_path: Path, monkeypatch: pytest
 
     write = store._write_manifest
 
-    def full(directory: Path) -> None:
-        if directory.name.split("_")[1] in ("8", "10"):  # .writing_STEP_PID
+    def full(directory: Path, step: int) -> None:
+        if step in (8, 10):
             raise OSError(28, "No space left on device")
-        write(directory)
+        write(directory, step)
 
     monkeypatch.setattr(store, "_write_manifest", full)
     callback = Checkpoint(tmp_path, every=4)

@@ -6,6 +6,7 @@ import random
 import resource
 import shutil
 import subprocess
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -65,22 +66,19 @@ def same(one: Trainer, other: Trainer) -> bool:
 CALLS = ("mkdir", "open", "close", "fsync", "replace", "unlink", "rmdir")
 
 
-def dying(n: int, after: bool) -> None:
-    """From now on, the n-th call that touches the disk is this process's last; 0 for none, then it gives the count."""
+def dying(n: int) -> None:
+    """From now on, this process dies when it is about to make its n-th call that touches the disk."""
     counted = 0
 
     def wrap(call: Callable[..., Any], half: Callable[..., Any] | None = None) -> Callable[..., Any]:
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             nonlocal counted
             counted += 1
-            if counted == n and not after:
+            if counted == n:
                 if half is not None:
                     half(*args, **kwargs)
                 os._exit(9)
-            result = call(*args, **kwargs)
-            if counted == n:
-                os._exit(9)
-            return result
+            return call(*args, **kwargs)
 
         return wrapped
 
@@ -104,43 +102,42 @@ def exit_code(work: Callable[[], None]) -> int:
             work()
             os._exit(0)
         except BaseException:
+            traceback.print_exc()
             os._exit(1)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 @pytest.mark.parametrize("replacing", [False, True], ids=["a new step", "the same step"])
 def test_a_save_is_all_or_nothing_at_every_call(replacing: bool, run: Path, tmp_path: Path) -> None:
-    """Killed before or after each call of a save: what is found is the checkpoint before or the new one, whole."""
+    """Killed before each call of a save: what is found is the checkpoint before or the new one, whole."""
     trainer = a_trainer(num_steps=4 if replacing else 6)
-    load_checkpoint(a_trainer(num_steps=4), run / "step_000000004")
     trainer.train()
     if replacing:  # calibrated thresholds come to a step that was saved before
         trainer.model.load_state_dict({**trainer.model.state_dict(), "scale_in_Xi": torch.tensor(2.0)})
     found = {"before": 0, "new": 0}
-    for after in (False, True):
-        n, code = 0, 9
-        while code == 9:
-            n += 1
-            copy = tmp_path / "copy"
-            shutil.rmtree(copy, ignore_errors=True)
-            shutil.copytree(run, copy)
+    n, code = 0, 9
+    while code == 9:
+        n += 1
+        copy = tmp_path / "copy"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(run, copy)
 
-            def save() -> None:
-                dying(n, after)  # noqa: B023
-                save_checkpoint(trainer, copy, keep=1)  # noqa: B023
+        def save() -> None:
+            dying(n)  # noqa: B023
+            save_checkpoint(trainer, copy, keep=1)  # noqa: B023
 
-            code = exit_code(save)
-            store.sweep(copy)
-            with warnings.catch_warnings():
-                warnings.simplefilter("error")
-                newest = newest_checkpoint(copy)
-            assert newest is not None
-            assert not any(name.startswith(".") for name in names(copy)), "the sweep leaves no litter"
-            read = (newest / "model.safetensors").read_bytes()
-            new = newest.name == f"step_{trainer.state.step:09d}" and read != (run / newest.name / "model.safetensors").read_bytes() if replacing else newest.name == "step_000000006"
-            found["new" if new else "before"] += 1
-        assert code == 0
-        assert n > 20, "the calls are counted"
+        code = exit_code(save)
+        store.sweep(copy)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            newest = newest_checkpoint(copy)
+        assert newest is not None
+        assert not any(name.startswith(".") for name in names(copy)), "the sweep leaves no litter"
+        before = run / newest.name / "model.safetensors"
+        is_old = before.exists() and before.read_bytes() == (newest / "model.safetensors").read_bytes()
+        found["before" if is_old else "new"] += 1
+    assert code == 0
+    assert n > 20, "the calls are counted"
     assert min(found.values()) > 3
 
 
@@ -175,7 +172,7 @@ def damage(rng: random.Random, file: Path, other: Path) -> bool:
         case "append":
             content += rng.randbytes(rng.randrange(1, 9))
         case "swap":
-            content[:] = other.read_bytes()
+            content[:] = other.read_bytes() + bytes(other.read_bytes() == before)
     file.write_bytes(content)
     return bytes(content) != before
 
@@ -197,7 +194,9 @@ def test_whatever_is_damaged_is_found_named_and_passed_over(run: Path, tmp_path:
             newest = newest_checkpoint(copy)
         assert newest == copy / ("step_000000002" if changed else "step_000000004")
         assert len(caught) == changed
-        assert all(name in str(line.message) and "\n" not in str(line.message) for line in caught)
+        for line in caught:
+            assert name in str(line.message)
+            assert "\n" not in str(line.message)
     assert n_changed > 180
 
 
@@ -221,7 +220,7 @@ def test_a_full_disk_leaves_earlier_checkpoints_and_no_litter(n_bytes: int, run:
     trainer = a_trainer()
     trainer.train()
     before = names(run)
-    with largest_file(n_bytes), pytest.raises(OSError, match="."):
+    with largest_file(n_bytes), pytest.raises(OSError, match=r"File too large|too large|os error 27"):
         save_checkpoint(trainer, run)
     assert names(run) == before
     assert newest_checkpoint(run) == run / "step_000000004"
@@ -378,7 +377,7 @@ def test_sizes_cannot_change(run: Path) -> None:
     """However much it is meant."""
     other = a_trainer(num_steps=4)
     other.model = sae(4, 7, BatchTopK(2))
-    with pytest.raises(BadInput, match=r"b_enc_L has shape \(6,\), not \(7,\)"):
+    with pytest.raises(BadInput, match=r"W_dec_LXoDo has shape \(6, 4\), not \(7, 4\)"):
         load_checkpoint(other, run / "step_000000004", changed=["model"])
 
 

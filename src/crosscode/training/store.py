@@ -65,7 +65,7 @@ def write_checkpoint(snapshot: Snapshot, run: Path, keep: int, keep_every: int |
             write_tensors(_on_host(tensors), temporary / name)
         for name, text in snapshot.texts.items():
             (temporary / name).write_text(text)
-        _write_manifest(temporary)
+        _write_manifest(temporary, snapshot.step)
         _put_in_place(temporary, final)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -116,10 +116,13 @@ def damage_of(directory: Path) -> str | None:
         digest, body = (directory / MANIFEST).read_bytes().split(b"\n", 1)
         if body[-1:] != b"\n" or hashlib.sha256(body[:-1]).hexdigest().encode() != digest:
             return f"{MANIFEST} has been altered"
-        files = json.loads(body)["files"]
-        for name, expected in files.items():
+        manifest = json.loads(body)
+        for name in manifest["files"]:
             if not FILE_NAME.fullmatch(name):
                 return f"{MANIFEST} names {name!r}"
+        if checkpoint_name(manifest["step"]) != directory.name:
+            return f"{MANIFEST} is of step {manifest['step']}"
+        for name, expected in manifest["files"].items():
             file = directory / name
             if not file.is_file():
                 return f"{name} is missing"
@@ -194,12 +197,12 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _write_manifest(directory: Path) -> None:
+def _write_manifest(directory: Path, step: int) -> None:
     files = {}
     for file in sorted(file for file in directory.rglob("*") if file.is_file()):
         _sync(file)
         files[file.relative_to(directory).as_posix()] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
-    body = json.dumps({"files": files}, indent=2)
+    body = json.dumps({"step": step, "files": files}, indent=2)
     digest = hashlib.sha256(body.encode()).hexdigest()
     (directory / MANIFEST).write_text(f"{digest}\n{body}\n")
     _sync(directory / MANIFEST)
