@@ -81,6 +81,9 @@ class RunOptions:
         shuffle_buffer: tokens that batches are drawn from.
         init_tokens: tokens that scales are measured on before training; fewer start a short run sooner.
         cache: directory of the activation cache; none harvests anew.
+        cache_max_gb: above this, cached activations that were used longest ago are removed; none is no limit.
+        cache_dtype: what activations are rounded to and cached in; none keeps the models' dtype.
+        ahead: batches that a thread makes while the coder trains, 0 for none; by default as suits the machine.
         device: where the coder trains and the models run.
         model_dtype: dtype of the language models' weights and activations.
         precision: `bf16` computes the coder's dense products in bfloat16, with float32 masters.
@@ -117,6 +120,9 @@ class RunOptions:
     shuffle_buffer: int = 32_768
     init_tokens: int = 100_000
     cache: Path | None = None
+    cache_max_gb: float | None = None
+    cache_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    ahead: int | None = None
     device: str = "cpu"
     model_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -181,8 +187,7 @@ class RunOptions:
             seed=self.seed,
         )
         hookpoints = tuple(dict.fromkeys((*self.reads, *self.writes))) if self.reads else self.hookpoints
-        cache = None if self.cache is None else ActivationCache(self.cache)
-        harvester = Harvester(tuple(models), hookpoints, cache=cache)
+        harvester = Harvester(tuple(models), hookpoints, cache=self._activation_cache())
         try:
             loader = Dataloader(
                 sequences,
@@ -194,11 +199,23 @@ class RunOptions:
                 writes=_names(self.writes, one_site),
                 squeeze=len(models) == 1 and len(hookpoints) == 1,
                 epochs=None if split == "train" else 1,
+                ahead=self.ahead,
             )
         except BadInput as error:  # too little text: of which split?
             raise BadInput(f"{SPLITS[split]}: {error}") from error
         self._dataloaders[split, one_site] = loader
         return loader
+
+    def _activation_cache(self) -> ActivationCache | None:
+        if self.cache is None:
+            if self.cache_max_gb is not None or self.cache_dtype is not None:
+                raise BadInput("cache_max_gb and cache_dtype are of a cache: name its directory with --cache.")
+            return None
+        if self.cache_max_gb is not None:
+            positive("cache_max_gb", self.cache_max_gb)
+        max_bytes = None if self.cache_max_gb is None else max(1, round(self.cache_max_gb * 1e9))
+        dtype = None if self.cache_dtype is None else getattr(torch, self.cache_dtype)
+        return ActivationCache(self.cache, max_bytes, dtype=dtype)
 
     def check_like(self, default: "RunOptions") -> None:
         """Refuse what would make another scheme of a recipe with these default options, or nothing at all."""

@@ -15,6 +15,7 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from crosscode.cli import main
 from crosscode.data import ActivationCache, Dataloader, Harvester, TokenSequences, load_language_model, shards
 from crosscode.data.cache import list_cache, prune_cache, verify_cache
 from crosscode.data.shards import key_of
@@ -299,6 +300,33 @@ def test_a_cache_is_listed_verified_and_pruned(fake_model, tmp_path, caplog):
             use(tmp_path / "nowhere")
     with pytest.raises(BadInput, match="max_bytes=-1 must be at least 0"):
         prune_cache(tmp_path, -1)
+
+
+def test_the_command_line_lists_verifies_and_prunes(fake_model, tmp_path, capsys, caplog):
+    """What the functions tell, in lines; what cannot be asked for is one line and exit code 2."""
+    cache = ActivationCache(tmp_path)
+    for i in range(3):
+        cache.get(fake_model("some/model"), ["a", "b"], TOKENS_HS + i)
+    first = files(tmp_path)[0]
+
+    main(["cache", "list", str(tmp_path)])
+    assert "some/model  a b" in capsys.readouterr().out
+    first.write_bytes(b"")
+    main(["cache", "verify", str(tmp_path)])
+    assert capsys.readouterr().out == f"{first} was damaged: dropped\n2 shards are whole\n"
+    main(["cache", "verify", str(tmp_path)])
+    assert capsys.readouterr().out == "2 shards are whole\n"
+    main(["cache", "prune", str(tmp_path), "--max-gb", "0"])
+    assert capsys.readouterr().out == "2 shards removed, 0.000 GB left\n"
+    for words, message in {
+        ("list", str(tmp_path / "nowhere")): "does not exist",
+        ("prune", str(tmp_path)): "max_gb is needed by prune",
+        ("list", str(tmp_path), "--max-gb", "1"): "and by nothing else",
+    }.items():
+        with pytest.raises(SystemExit, match="2"):
+            main(["cache", *words])
+        (line,) = capsys.readouterr().err.splitlines()
+        assert message in line
 
 
 def test_memory_of_the_last_batch_is_reused_only_once_nobody_holds_it(fake_model, tmp_path):

@@ -16,12 +16,12 @@ import attrs
 import torch
 from torch import nn
 
-from crosscode.data import TokenSequences, documents
+from crosscode.data import ActivationCache, TokenSequences, documents
 from crosscode.data.embedded.text import PACKAGES
 from crosscode.training.trainer import Trainer
 
 NOT_CONFIGURATION = ("callbacks", "state")
-MAY_DIFFER = ("cache", "device", "called")  # where a run goes on may differ from where it began
+MAY_DIFFER = ("ahead", "device", "called")  # where a run goes on may differ from where it began
 SAMPLED = 1 << 24  # bytes of a data set that are hashed; of a larger one, pieces from its beginning to its end
 PIECES = 16
 
@@ -44,6 +44,8 @@ def describe(part: object) -> Any:
     if callable(getattr(part, "harvest", None)) and hasattr(part, "identity"):  # a `LanguageModel`
         model: Any = part
         return {"type": type(part).__name__, "called": model.name, "identity": model.identity}
+    if isinstance(part, ActivationCache):  # with one or without: only what it rounds to makes a difference
+        return describe(part.dtype)
     if isinstance(part, TokenSequences):
         return {**_fields(part, skip=("source",)), "source": _describe_text(part.source)}
     if isinstance(part, Mapping):
@@ -109,7 +111,7 @@ def _sampled(file: Path, size: int, modified: int, n_bytes: int) -> str:
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """Where two descriptions differ, one line a field: `init.0.norm: 0.1 -> 1.0`; devices and caches may.
+    """Where two descriptions differ, one line a field: `init.0.norm: 0.1 -> 1.0`; devices may.
 
     What a model is called may differ too: it is told by its identity.
     """

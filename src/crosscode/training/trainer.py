@@ -383,6 +383,7 @@ def train_together(trainers: Sequence[Trainer]) -> list[SparseCoder]:
                     for trainer in trainers:
                         trainer.tell("on_interrupt")
                     interrupt.leave_after(first.state.step)
+            batches.close()  # before other data is harvested
             remembered = Remembered(first.calibration_data)
             for trainer in trainers:
                 shared = trainer.calibration_data is first.calibration_data
