@@ -31,9 +31,9 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Pyright over the package."""
+    """mypy over the package, strict."""
     install(session, "types")
-    session.run("pyright", "src")
+    session.run("mypy")
 
 
 @nox.session

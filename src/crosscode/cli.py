@@ -1,4 +1,4 @@
-"""`python -m crosscode COMMAND`: what is done with a run's folder or a cache. Options are arguments of the functions here."""
+"""`python -m crosscode COMMAND`: what is done with a run's folder or a cache, typed by the functions here."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence

@@ -15,7 +15,7 @@ import attrs
 
 from crosscode.errors import BadInput, CrosscodeError, close_match
 
-KINDS = {int: "a whole number", float: "a number", str: "a text", Path: "a path"}
+KINDS: Mapping[Any, str] = {int: "a whole number", float: "a number", str: "a text", Path: "a path"}
 
 
 @contextlib.contextmanager
@@ -146,7 +146,8 @@ def _complaint(arguments: Sequence[str], kinds: Mapping[str, Any]) -> str | None
 
 def _grouped(arguments: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
     """Each option with the values that follow it; `--n_latents=3` is `--n-latents 3`."""
-    option, values = "", []
+    option = ""
+    values: list[str] = []
     for argument in arguments:
         if argument.startswith("--"):
             yield option, values

@@ -1,11 +1,12 @@
 """`@module`: attrs for `nn.Module`s. The attrs fields of a module are its spec, which is what gets saved."""
 
-from typing import TypeVar, dataclass_transform
+from typing import Any, TypeVar, dataclass_transform
 
 import attrs
 from torch import nn
 
 ModuleType = TypeVar("ModuleType", bound=type[nn.Module])
+Part = TypeVar("Part", bound=nn.Module)
 
 
 def _start_as_module(self: nn.Module) -> None:
@@ -20,4 +21,15 @@ def module(cls: ModuleType) -> ModuleType:
     no-op: attrs otherwise writes validated fields past `nn.Module.__setattr__`, which loses sub-modules.
     """
     cls.__attrs_pre_init__ = _start_as_module  # type: ignore[attr-defined]
-    return attrs.define(cls, eq=False, slots=False, repr=False, on_setattr=attrs.setters.NO_OP)  # type: ignore[return-value]
+    return attrs.define(cls, eq=False, slots=False, repr=False, on_setattr=attrs.setters.NO_OP)
+
+
+def evolve(part: Part, **changes: Any) -> Part:
+    """A new module with the same fields but for the changes; its parameters start afresh."""
+    return attrs.evolve(part, **changes)  # type: ignore[misc]  # attrs knows `@module`'s classes, mypy does not
+
+
+def fields_of(part: object) -> tuple["attrs.Attribute[Any]", ...]:
+    """The attrs fields of a part."""
+    fields: tuple[attrs.Attribute[Any], ...] = attrs.fields(type(part))  # type: ignore[arg-type]
+    return fields

@@ -25,6 +25,7 @@ from crosscode.callbacks import (
     Log,
     Profile,
     ProgressBar,
+    Sink,
     TimeSpent,
     WeightsAndBiases,
     print_time,
@@ -318,12 +319,13 @@ def measures(coder: SparseCoder, data: Dataloader) -> list[Metric]:
     n_shared = getattr(coder.decoder, "n_shared", None)
     per_site = coder.encoder.in_dims[0] if isinstance(coder.encoder, PerSiteEncoder) else None
     jumps = any(isinstance(part, JumpReLU) for part in coder.activation.modules())
+    of_two_models: list[Metric] = [DecoderNormRatio(), DecoderCosine()] if diffs_models(coder) else []
     return [
         FVU(site_names(data)),
         L0(n_shared, per_site),
         Density(),
         *([Thresholds(coder.activation)] if jumps else []),  # type: ignore[arg-type]
-        *([DecoderNormRatio(), DecoderCosine()] if diffs_models(coder) else []),
+        *of_two_models,
     ]
 
 
@@ -349,7 +351,7 @@ def run_recipe(trainer: Trainer, run: RunOptions, name: str) -> dict[str, Any]:
         keep=run.checkpoint_keep,
         keep_every=run.checkpoint_keep_every,
     )
-    sinks = [
+    sinks: list[Sink] = [
         JSONLines(directory / "metrics.jsonl"),
         WeightsAndBiases(run.wandb_mode, run.wandb_project, name, directory),
     ]

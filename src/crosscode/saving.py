@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from crosscode.errors import BadInput, CrosscodeError, close_match, first_line
 from crosscode.models import SparseCoder
+from crosscode.module import fields_of
 
 SPEC, WEIGHTS = "coder.json", "model.safetensors"
 FORMAT = 1
@@ -42,7 +43,7 @@ def spec_of(part: object) -> Any:
     if isinstance(part, slice):
         return {"slice": [part.start, part.stop]}
     if attrs.has(type(part)):
-        fields = {f.name: spec_of(getattr(part, f.name)) for f in attrs.fields(type(part)) if f.init}
+        fields = {f.name: spec_of(getattr(part, f.name)) for f in fields_of(part) if f.init}
         return {"class": class_name(type(part)), "fields": fields}
     raise BadInput(f"{type(part).__name__} cannot be saved: make it an attrs class (`crosscode.module` for modules).")
 
@@ -202,7 +203,8 @@ def load(directory: str | os.PathLike[str], classes: Iterable[type] = (), device
                 raise NotLoadable(f"{directory / WEIGHTS}: {name} is {weights[name].dtype}, not {parameter.dtype}.")
             _set_dtype(coder, name, weights[name].dtype)
     coder.load_state_dict(weights)
-    return coder.to(device).eval()
+    moved: SparseCoder = coder.to(device).eval()
+    return moved
 
 
 def _set_dtype(coder: nn.Module, name: str, dtype: torch.dtype) -> None:

@@ -2,7 +2,6 @@
 
 from typing import Any, Literal
 
-import attrs
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from crosscode.kernels.pattern import Pattern
 from crosscode.kernels.selection import above, entries_where
 from crosscode.kernels.sparse import gather
 from crosscode.latents import Latents
-from crosscode.module import module
+from crosscode.module import evolve, module
 
 Parametrisation = Literal["log", "raw"]
 
@@ -119,7 +118,7 @@ class JumpReLU(Activation):
 
     def _jump(self, pre: Float[Tensor, "*entries"], threshold: Float[Tensor, "*#entries"]) -> Float[Tensor, "*entries"]:
         z = pre.to(torch.promote_types(pre.dtype, threshold.dtype))
-        f: Tensor = _JumpReLU.apply(z, threshold, self.bandwidth, self.ste_to_input)  # type: ignore[assignment]
+        f: Tensor = _JumpReLU.apply(z, threshold, self.bandwidth, self.ste_to_input)  # type: ignore[no-untyped-call]
         return f.to(pre.dtype)
 
     def step(self, pre: Float[Tensor, "*entries"], pattern: Pattern | None = None) -> Float[Tensor, "*entries"]:
@@ -128,14 +127,14 @@ class JumpReLU(Activation):
         return step(pre, threshold, self.bandwidth, self.ste_to_input)
 
     def rescaled(self, a_L: Float[Tensor, " L"]) -> "JumpReLU":
-        scaled = attrs.evolve(self).to(self.stored_threshold_L)
+        scaled = evolve(self).to(self.stored_threshold_L)
         scaled.set_threshold_(self.threshold_L.detach() * a_L)
         return scaled
 
     def _apply(self, fn: Any, recurse: bool = True) -> "JumpReLU":
         # An Adam step of 7e-5 on a bfloat16 value near 1 rounds away, so half precision stops here.
         kept = self.stored_threshold_L.detach().clone()
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.stored_threshold_L.dtype in (torch.bfloat16, torch.float16):
             self.stored_threshold_L.data = kept.to(self.stored_threshold_L.device, torch.float32)
         return self
@@ -151,4 +150,5 @@ def step(
 
     Source: Rajamanoharan et al. 2024, section 3; Gemma Scope 2, equation 4.
     """
-    return _Step.apply(pre, threshold, bandwidth, ste_to_input)  # type: ignore[return-value]
+    fired: Tensor = _Step.apply(pre, threshold, bandwidth, ste_to_input)  # type: ignore[no-untyped-call]
+    return fired

@@ -51,7 +51,7 @@ class _Partition(Activation):
 
     @property
     def score_norm(self) -> ScoreNorm | None:
-        norms: set[Any] = {part.score_norm for part in self.parts()}
+        norms: set[ScoreNorm | None] = {part.score_norm for part in self.parts()}
         if len(norms) > 1:
             raise BadInput(f"the parts of {type(self).__name__} must rank alike, got {sorted(map(str, norms))}.")
         return norms.pop()

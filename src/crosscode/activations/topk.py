@@ -7,7 +7,6 @@ trading a small decoder for a large activation; `weighted=False` ranks by `ReLU(
 
 from typing import Any
 
-import attrs
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -17,7 +16,7 @@ from crosscode.checks import at_least, at_most, count, one_of
 from crosscode.errors import BadInput, CrosscodeError
 from crosscode.kernels.pattern import Pattern
 from crosscode.kernels.selection import above, entries_where, max_of_groups, top_k_of_batch, top_k_of_rows
-from crosscode.module import module
+from crosscode.module import evolve, module
 
 
 def annealed_k(k: int, k_start: int | None, anneal_steps: int, step: int) -> int:
@@ -84,7 +83,7 @@ class TopK(_Ranking):
         return top_k_of_rows(pre_BL.detach(), self.k_now, score_norms_L)
 
     def rescaled(self, a_L: Float[Tensor, " L"]) -> "TopK":
-        return attrs.evolve(self, weighted=False)
+        return evolve(self, weighted=False)
 
 
 @module
@@ -147,7 +146,7 @@ class BatchTopK(_Ranking):
     def _apply(self, fn: Any, recurse: bool = True) -> "BatchTopK":
         # In a lower precision the threshold would pass or fail other latents than those it was taken from.
         kept = self.threshold
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.threshold.dtype != kept.dtype:
             self.threshold = kept.to(self.threshold.device)
         return self
@@ -178,7 +177,7 @@ class BatchTopK(_Ranking):
         self._candidates = None
 
     def rescaled(self, a_L: Float[Tensor, " L"]) -> "BatchTopK":
-        plain = attrs.evolve(self, weighted=False).to(self.threshold.device)
+        plain = evolve(self, weighted=False).to(self.threshold.device)
         plain.threshold.copy_(self.threshold)
         return plain.train(self.training)
 
@@ -206,4 +205,4 @@ class GroupMax(_Ranking):
         return max_of_groups(scores(pre_BL, score_norms_L), self.k)
 
     def rescaled(self, a_L: Float[Tensor, " L"]) -> "GroupMax":
-        return attrs.evolve(self, weighted=False)
+        return evolve(self, weighted=False)

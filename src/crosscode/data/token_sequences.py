@@ -367,7 +367,7 @@ class OrderedSequences(Iterator[TokenSequence]):
         block, seed = self._block, self._text.seed
         while True:
             self._places[block] = self._packed.place()
-            members = list(itertools.islice(self._packed, self._size))
+            members: Iterable[TokenSequence] = list(itertools.islice(self._packed, self._size))
             if not members:
                 return
             if seed is not None:

@@ -92,11 +92,13 @@ class TransformerLensModel:
 
     @property
     def bos_id(self) -> int | None:
-        return self.tokenizer.bos_token_id
+        bos: int | None = self.tokenizer.bos_token_id
+        return bos
 
     @property
     def eos_id(self) -> int | None:
-        return self.tokenizer.eos_token_id
+        eos: int | None = self.tokenizer.eos_token_id
+        return eos
 
     @property
     def context_length(self) -> int | None:
@@ -104,7 +106,7 @@ class TransformerLensModel:
 
     @property
     def n_layers(self) -> int:
-        return self.config.get_text_config().num_hidden_layers
+        return int(self.config.get_text_config().num_hidden_layers)
 
     @property
     def hookpoints(self) -> tuple[str, ...]:
@@ -184,9 +186,11 @@ class TransformerLensModel:
         with one_at_a_time:  # another thread's pass would run into these hooks
             if all(hookpoint in self._sites for hookpoint, _ in hooks):
                 with hooked(self.hf_model, [(self._sites[hookpoint], hook_fn) for hookpoint, hook_fn in hooks]):
-                    return self.hf_model(tokens_HS, use_cache=False).logits
+                    logits: Tensor = self.hf_model(tokens_HS, use_cache=False).logits
+                    return logits
             with _bridge_hooked(self.bridge, hooks):
-                return self.bridge.forward(tokens_HS, return_type="logits", use_cache=False)
+                logits = self.bridge.forward(tokens_HS, return_type="logits", use_cache=False)
+                return logits
 
     @cached_property
     def _sites(self) -> dict[str, Site]:
@@ -254,7 +258,7 @@ class TransformerLensModel:
 
     @cached_property
     def _vocabulary(self) -> dict[str, int]:
-        return self.tokenizer.get_vocab()
+        return dict(self.tokenizer.get_vocab())
 
     @cached_property
     def _weights_identity(self) -> str:

@@ -195,7 +195,7 @@ class _Text:
     def reconstruct(self, coder: SparseCoder, acts_NMPD: Float[Tensor, "N M Pi Di"]) -> Float[Tensor, "N M Po Do"]:
         """Raw reconstructions at the written hookpoints, in the loader's order."""
         x_NXiDi = self.data.batch(acts_NMPD).inputs_BXiDi.to(coder.scale_in_Xi)
-        recon_NXoDo = coder(x_NXiDi)
+        recon_NXoDo: Tensor = coder(x_NXiDi)
         return recon_NXoDo.reshape(len(x_NXiDi), acts_NMPD.shape[1], len(_written(self.data)), coder.decoder.d_out)
 
     def column(self, hookpoint: str) -> int:

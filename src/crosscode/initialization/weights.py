@@ -31,7 +31,8 @@ def uniform(shape: tuple[int, ...], limit: float, generator: torch.Generator) ->
 
 def with_norm(W: Float[Tensor, "*any D"], norm: float) -> Float[Tensor, "*any D"]:
     """Vectors along the last axis rescaled to a norm; zero vectors stay zero."""
-    return W * (norm / torch.linalg.vector_norm(W, dim=-1, keepdim=True).clamp_min(1e-30))
+    norms: Tensor = torch.linalg.vector_norm(W, dim=-1, keepdim=True)
+    return W * (norm / norms.clamp_min(1e-30))
 
 
 def transposed(W_dec_LXD: Float[Tensor, "L *X D"]) -> Float[Tensor, "*X D L"]:

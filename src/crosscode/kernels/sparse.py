@@ -56,7 +56,8 @@ def sample_products(
 def _sample_rows(left_BO: Tensor, right_LO: Tensor, pattern: Pattern) -> Tensor:
     if left_BO.device.type == "cpu" and left_BO.dtype in (torch.float32, torch.float64) and _has_csr_products():
         zeros = _csr(pattern, left_BO.new_zeros(len(pattern)))
-        return torch.sparse.sampled_addmm(zeros, left_BO, right_LO.t(), beta=0.0).values()
+        sampled: Tensor = torch.sparse.sampled_addmm(zeros, left_BO, right_LO.t(), beta=0.0)
+        return sampled.values()
     out_N = left_BO.new_empty(len(pattern))
     step = max(1, (1 << 20) // max(1, left_BO.shape[1]))  # so that the gathered rows stay in cache
     for start in range(0, len(pattern), step):
@@ -78,25 +79,27 @@ def _has_csr_products() -> bool:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         _csr(Pattern.from_flat(torch.zeros(0, dtype=torch.int64), 1, 1), torch.zeros(0))
-    return torch.backends.mkl.is_available()
+    return bool(torch.backends.mkl.is_available())
 
 
 class _RowNorms(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, W: Tensor) -> Tensor:
-        norms = torch.linalg.vector_norm(W, dim=-1)
+        norms: Tensor = torch.linalg.vector_norm(W, dim=-1)
         ctx.save_for_backward(W, norms)
         return norms
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         W, norms = ctx.saved_tensors
-        return W * torch.where(norms > 0, grads[0] / norms, 0.0)[..., None]
+        unit: Tensor = W * torch.where(norms > 0, grads[0] / norms, 0.0)[..., None]
+        return unit
 
 
 def row_norms(W: Float[Tensor, "*L D"]) -> Float[Tensor, "*L"]:
     """L2 norms along the last axis; the gradient, 0 at 0, is one product."""
-    return _RowNorms.apply(W)  # type: ignore[return-value]
+    applied: Tensor = _RowNorms.apply(W)  # type: ignore[no-untyped-call]
+    return applied
 
 
 class _Gather(torch.autograd.Function):
@@ -112,7 +115,8 @@ class _Gather(torch.autograd.Function):
 
 def gather(per_column_L: Float[Tensor, " L"], pattern: Pattern) -> Float[Tensor, " N"]:
     """A column's number at each of its entries; the gradient adds up in one pass."""
-    return _Gather.apply(per_column_L, pattern)  # type: ignore[return-value]
+    applied: Tensor = _Gather.apply(per_column_L, pattern)  # type: ignore[no-untyped-call]
+    return applied
 
 
 class _Decode(torch.autograd.Function):
@@ -136,7 +140,8 @@ class _Decode(torch.autograd.Function):
 
 def sparse_decode(values_N: Float[Tensor, " N"], W_LO: Float[Tensor, "L O"], pattern: Pattern) -> Float[Tensor, "B O"]:
     """`codes @ W` for sparse codes, with sparse gradients for the values and for `W`."""
-    return _Decode.apply(values_N, W_LO, pattern)  # type: ignore[return-value]
+    applied: Tensor = _Decode.apply(values_N, W_LO, pattern)  # type: ignore[no-untyped-call]
+    return applied
 
 
 class _Attach(torch.autograd.Function):
@@ -172,4 +177,5 @@ def attach_linear(
 
     The values pass through; the backward touches the chosen entries only.
     """
-    return _Attach.apply(values_N, x_BI, W_IL, b_L, pattern)  # type: ignore[return-value]
+    applied: Tensor = _Attach.apply(values_N, x_BI, W_IL, b_L, pattern)  # type: ignore[no-untyped-call]
+    return applied

@@ -55,7 +55,8 @@ class MeanNorm:
     """Mean over tokens and sites of the unsquared L2 norm of the error (Minder et al. 2025, their code)."""
 
     def __call__(self, trace: Trace) -> Float[Tensor, ""]:
-        return torch.linalg.vector_norm(trace.error_BXoDo, dim=-1).mean()
+        norm_BXo: Tensor = torch.linalg.vector_norm(trace.error_BXoDo, dim=-1)
+        return norm_BXo.mean()
 
 
 @attrs.frozen

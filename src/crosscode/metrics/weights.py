@@ -1,5 +1,7 @@
 """What the weights alone say: decoder norm ratios, cosines, thresholds. Norms are those of scaled space."""
 
+from collections.abc import Callable
+
 import attrs
 import torch
 from einops import rearrange
@@ -35,7 +37,7 @@ def delta_norm(norms_LXo: Float[Tensor, "L M *P"], model: int = 1, other: int = 
 class _Last:
     """Keeps only the last trace's model: what depends on weights alone needs no sums."""
 
-    compute: object
+    compute: Callable[[Trace], dict[str, float | Tensor]]
     trace: Trace | None = None
 
     def add(self, trace: Trace) -> None:
@@ -43,7 +45,7 @@ class _Last:
 
     def result(self) -> dict[str, float | Tensor]:
         assert self.trace is not None, "nothing was added"
-        return self.compute(self.trace)  # type: ignore[operator]
+        return self.compute(self.trace)
 
 
 def _check_models(trace: Trace, metric: "DecoderNormRatio | DecoderCosine") -> None:

@@ -3,7 +3,6 @@
 import copy
 from typing import Any
 
-import attrs
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from crosscode.models.decoders import Decoder
 from crosscode.models.encoders import Encoder
 from crosscode.models.norms import combined_norm_L
 from crosscode.models.skip import LinearSkip
-from crosscode.module import module
+from crosscode.module import evolve, module
 from crosscode.shapes import real_coordinates
 
 
@@ -121,7 +120,8 @@ class SparseCoder(nn.Module):
         """
         form = self.activation.codes
         if form == "dense" or (form == "either" and not sparse):
-            return self.activation(self.encoder(x_BXiDi), self.score_norms_L())
+            latents: Latents = self.activation(self.encoder(x_BXiDi), self.score_norms_L())
+            return latents
         with torch.no_grad():
             z_BL = self.encoder(x_BXiDi)
             pattern = self.activation.select(z_BL, self.score_norms_L())
@@ -182,7 +182,7 @@ class SparseCoder(nn.Module):
         return raw.to(self.scale_in_Xi).train(self.training)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SparseCoder":
-        twin = attrs.evolve(
+        twin = evolve(
             self,
             encoder=copy.deepcopy(self.encoder, memo),
             activation=copy.deepcopy(self.activation, memo),

@@ -5,7 +5,6 @@ Each is a family inside the space of dense decoders: `dense` embeds it there, `a
 
 from typing import Protocol, runtime_checkable
 
-import attrs
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce, repeat
@@ -17,7 +16,7 @@ from crosscode.errors import BadInput
 from crosscode.kernels.sparse import row_norms
 from crosscode.latents import Latents
 from crosscode.models.masks import SiteMask
-from crosscode.module import module
+from crosscode.module import evolve, module
 from crosscode.shapes import Dims, real_coordinates
 
 
@@ -133,7 +132,7 @@ class DenseDecoder(nn.Module):
     def folded(
         self, scale_Xo: Float[Tensor, "*Xo"], shift_XoDo: Float[Tensor, "*Xo Do"], a_L: Float[Tensor, " L"]
     ) -> "DenseDecoder":
-        raw = attrs.evolve(self, bias=True).to(self.W_dec_LXoDo)
+        raw = evolve(self, bias=True).to(self.W_dec_LXoDo)
         a_LXoDo = a_L.reshape(-1, *[1] * (len(self.out_dims) + 1))
         raw.W_dec_LXoDo.copy_(self.dense() / a_LXoDo / scale_Xo[..., None])
         assert raw.b_dec_XoDo is not None
@@ -282,7 +281,7 @@ class CausalDecoder(nn.Module):
     def folded(
         self, scale_Xo: Float[Tensor, " P"], shift_XoDo: Float[Tensor, "P D"], a_L: Float[Tensor, " L"]
     ) -> "CausalDecoder":
-        raw = attrs.evolve(self, bias=True).to(self.W_dec_LpPD[0])
+        raw = evolve(self, bias=True).to(self.W_dec_LpPD[0])
         raw.assign_(self.dense() / a_L[:, None, None] / scale_Xo[:, None])
         assert raw.b_dec_XoDo is not None
         raw.b_dec_XoDo.copy_(_raw_bias(self.b_dec_XoDo, scale_Xo, shift_XoDo))

@@ -2,7 +2,6 @@
 
 from typing import Protocol, runtime_checkable
 
-import attrs
 import torch
 from einops import einsum, rearrange
 from jaxtyping import Float, Int
@@ -12,7 +11,7 @@ from crosscode.checks import at_least
 from crosscode.kernels.pattern import Pattern
 from crosscode.kernels.sparse import attach_linear
 from crosscode.models.masks import SiteMask
-from crosscode.module import module
+from crosscode.module import evolve, module
 from crosscode.shapes import Dims, n_sites, real_coordinates
 
 
@@ -136,7 +135,7 @@ class DenseEncoder(nn.Module):
     def folded(
         self, scale_Xi: Float[Tensor, "*Xi"], shift_XiDi: Float[Tensor, "*Xi Di"], a_L: Float[Tensor, " L"]
     ) -> "DenseEncoder":
-        raw = attrs.evolve(self, bias=True).to(self.W_enc_XiDiL)
+        raw = evolve(self, bias=True).to(self.W_enc_XiDiL)
         raw.W_enc_XiDiL.copy_(self.weights() * scale_Xi[..., None, None] * a_L)
         bias_L = 0 if self.b_enc_L is None else self.b_enc_L * a_L
         assert raw.b_enc_L is not None
@@ -227,7 +226,7 @@ class PerSiteEncoder(nn.Module):
     def folded(
         self, scale_Xi: Float[Tensor, " P"], shift_XiDi: Float[Tensor, "P Di"], a_L: Float[Tensor, " L"]
     ) -> "PerSiteEncoder":
-        raw = attrs.evolve(self, bias=True).to(self.W_enc_PDiLp)
+        raw = evolve(self, bias=True).to(self.W_enc_PDiLp)
         a_PLp = a_L.reshape(-1, self.n_latents_per_site)
         raw.W_enc_PDiLp.copy_(self.W_enc_PDiLp * scale_Xi[:, None, None] * a_PLp[:, None, :])
         bias_L = 0 if self.b_enc_L is None else self.b_enc_L * a_L

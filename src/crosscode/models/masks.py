@@ -11,6 +11,10 @@ from crosscode.errors import BadInput
 from crosscode.shapes import Dims
 
 
+def _groups(groups: Sequence[tuple[int, Sequence[int]]]) -> tuple[tuple[int, tuple[int, ...]], ...]:
+    return tuple((int(n), tuple(map(int, sites))) for n, sites in groups)
+
+
 @attrs.frozen
 class SiteMask:
     """Groups of latents, laid end to end, each confined to some sites.
@@ -22,9 +26,7 @@ class SiteMask:
         groups: for each group, how many latents it has and which sites (row-major numbers) it may touch.
     """
 
-    groups: Sequence[tuple[int, Sequence[int]]] = attrs.field(
-        converter=lambda groups: tuple((int(n), tuple(map(int, sites))) for n, sites in groups)
-    )
+    groups: Sequence[tuple[int, Sequence[int]]] = attrs.field(converter=_groups)
 
     def allowed_LX(self, n_latents: int, dims: Dims) -> Float[Tensor, "L *X"]:
         """1 where a latent may touch a site, 0 elsewhere."""

@@ -31,7 +31,8 @@ def combined_norm_L(norms_LXo: Float[Tensor, "L *Xo"], norm: DecoderNorm) -> Flo
     if norm == "l1_of_l2":
         return norms_LX.sum(-1)
     if norm == "l2":
-        return torch.linalg.vector_norm(norms_LX, dim=-1)
+        a_L: Tensor = torch.linalg.vector_norm(norms_LX, dim=-1)
+        return a_L
     if norm == "single_model":
         n_models = norms_LXo.shape[1] if norms_LXo.ndim > 1 else 1
         return norms_LX.sum(-1) / n_models

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from crosscode.errors import BadInput
-from crosscode.module import module
+from crosscode.module import evolve, module
 from crosscode.shapes import Dims, n_sites
 
 
@@ -68,7 +68,7 @@ class LinearSkip(nn.Module):
     @torch.no_grad()
     def folded(self, scale_in_Xi: Float[Tensor, "*Xi"], scale_out_Xo: Float[Tensor, "*Xo"]) -> "LinearSkip":
         """The skip from raw to raw activations: `W_skip * s_in / s_out`."""
-        raw = attrs.evolve(self).to(self.W_skip_XiDiXoDo)
+        raw = evolve(self).to(self.W_skip_XiDiXoDo)
         W_IDOD = self.weights().reshape(n_sites(self.in_dims), self.d_in, n_sites(self.out_dims), self.d_out)
         factor_IO = scale_in_Xi.reshape(-1, 1) / scale_out_Xo.reshape(1, -1)
         raw.W_skip_XiDiXoDo.copy_(

@@ -7,7 +7,7 @@ import functools
 import hashlib
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch import nn
 
 from crosscode.data import ActivationCache, TokenSequences, documents
 from crosscode.data.embedded.text import PACKAGES
+from crosscode.module import fields_of
 from crosscode.training.trainer import Trainer
 
 NOT_CONFIGURATION = ("callbacks", "state")
@@ -68,7 +69,7 @@ def describe(part: object) -> Any:
 
 
 def _fields(part: object, skip: tuple[str, ...] = ()) -> dict[str, Any]:
-    fields = [f.name for f in attrs.fields(type(part)) if f.init and f.name not in skip and f.repr]
+    fields = [f.name for f in fields_of(part) if f.init and f.name not in skip and f.repr]
     return {"type": type(part).__name__, **{name.lstrip("_"): describe(getattr(part, name)) for name in fields}}
 
 
@@ -125,7 +126,7 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
 
 def paths(description: Any, path: str = "") -> set[str]:
     """Every field that `differences` could name, and what it is below of: `init`, `init.0`, `init.0.norm`."""
-    items = description.items() if isinstance(description, dict) else ()
+    items: Iterable[tuple[Any, Any]] = description.items() if isinstance(description, dict) else ()
     items = enumerate(description) if isinstance(description, list) else items
     here = {path} if path else set[str]()
     return here.union(*(paths(value, f"{path}.{key}".lstrip(".")) for key, value in items))

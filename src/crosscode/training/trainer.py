@@ -25,6 +25,7 @@ from crosscode.initialization.data import Remembered
 from crosscode.kernels.allocator import keep_freed_memory, return_freed_memory
 from crosscode.losses import LossFn
 from crosscode.models import SparseCoder, Trace
+from crosscode.module import fields_of
 from crosscode.penalties import SparsityPenalty
 from crosscode.phases import phase
 from crosscode.schedulers import Scheduler, as_scheduler
@@ -333,7 +334,7 @@ def _scalar(name: str, value: Tensor) -> Tensor:
 def vars_of(part: object) -> list[object]:
     """The values a part was built from: its attrs fields, or its attributes."""
     if attrs.has(type(part)):
-        return [getattr(part, field.name) for field in attrs.fields(type(part))]
+        return [getattr(part, field.name) for field in fields_of(part)]
     return list(getattr(part, "__dict__", {}).values())
 
 
