@@ -17,7 +17,7 @@ from crosscode.activations import *
 from crosscode.batch import Batch
 from crosscode.errors import BadInput
 from crosscode.initialization import *
-from crosscode.losses import SummedSquaredError
+from crosscode.losses import *
 from crosscode.metrics import *
 from crosscode.models import *
 from crosscode.penalties import *
@@ -166,7 +166,49 @@ PARTS = {
     "PerSite([JumpReLU(3), ReLU()]).threshold_L": "PerSite has no thresholds at every site: ReLU has none",
     "PerSite([JumpReLU(3), ReLU()]).step(torch.ones(2, 6))": "PerSite has no thresholds at every site: ReLU has none",
 }
-CASES = {**CHOICES, **NUMBERS, **WIDTHS, **SHAPES, **PARTS}
+KINDS = {
+    "SparseCoder(DenseEncoder((), 4, 6), ReLU, DenseDecoder(6, (), 4))": "SparseCoder.activation=ReLU is a class: hand",
+    "SparseCoder(DenseEncoder((), 4, 6), 'relu', DenseDecoder(6, (), 4))": "must be an Activation.* got 'relu'",
+    "SparseCoder(DenseEncoder, ReLU(), DenseDecoder(6, (), 4))": "SparseCoder.encoder=DenseEncoder is a class",
+    "SparseCoder(DenseEncoder((), 4, 6), ReLU(), None)": "SparseCoder.decoder must be a decoder.* got None",
+    "sae(4, 6, None)": "SparseCoder.activation must be an Activation.* got None",
+    "PerSite(None)": "PerSite.activations must be a list of activations, .* got None",
+    "PerSite([ReLU])": r"PerSite.activations\[0\]=ReLU is a class",
+    "SeparateBudgets(TopK(1), None, 3)": "SeparateBudgets.exclusive must be an Activation.* got None",
+    "Priced(None, 3, 0.1)": "Priced.activation must be an Activation.* got None",
+    "PreActivation(JumpReLU)": "PreActivation.jumprelu=JumpReLU is a class",
+    "PreActivation(ReLU())": "PreActivation.jumprelu must be a JumpReLU, or a PerSite of them, got ReLU",
+    "L0Quadratic(None, 3)": "L0Quadratic.jumprelu must be a JumpReLU.* got None",
+    "JanUpdate(JumpReLU)": "JanUpdate.jumprelu=JumpReLU is a class",
+    "Thresholds(ReLU())": "Thresholds.jumprelu must be a JumpReLU",
+    "FixedNMSE(variance=0)": "FixedNMSE.variance=0 must be greater than 0",
+    "FixedNMSE(variance='a')": "FixedNMSE.variance='a' must be a number",
+    "MatryoshkaSquaredError((1, 2), reduction='max')": "reduction='max' must be one of 'sum', 'mean'",
+    "MatryoshkaSquaredError((2, 1))": r"prefixes=\(2, 1\) must be ascending",
+    "MatryoshkaSquaredError(())": r"prefixes=\(\) must be ascending",
+    "MatryoshkaSquaredError(3)": "prefixes=3 must be a tuple of whole numbers",
+    "DenseEncoder(3, 4, 6)": "DenseEncoder.in_dims=3 must be a tuple of whole numbers",
+    "DenseEncoder((2.5,), 4, 6)": r"DenseEncoder.in_dims=\(2.5,\) must be a tuple of whole numbers",
+    "DenseEncoder((), 4.0, 6)": "DenseEncoder.d_in=4.0 must be a whole number",
+    "PerSiteEncoder((2, 2), 4, 3)": r"PerSiteEncoder.in_dims=\(2, 2\) must have 1 crosscoding dimension, not 2",
+    "CausalDecoder(3, (), 4)": r"CausalDecoder.out_dims=\(\) must have 1 crosscoding dimension, not 0",
+    "SharedDecoder(6, None, (2,), 4)": "SharedDecoder.n_shared=None must be a whole number",
+    "LinearSkip((), None, (), 4)": "LinearSkip.d_in=None must be a whole number",
+    "trainer(loss=None)": "loss must be a function.* got None",
+    "trainer(loss=SummedSquaredError)": "loss=SummedSquaredError is a class",
+    "trainer(data=3)": "data must be re-iterable batches.* got 3",
+    "trainer(held_out=3)": "held_out must be re-iterable batches, or None, got 3",
+    "trainer(optimizer=torch.optim.Adam)": "optimizer=Adam is a class",
+    "trainer(penalties=[Weighted(L1OfNorms(), 1)])": "penalties must be a dictionary of Weighted penalties",
+    "trainer(init=NormalizeActivations())": "init must be a list or a tuple, got",
+    "trainer(init=[NormalizeActivations])": r"init\[0\]=NormalizeActivations is a class",
+    "trainer(callbacks=[3])": r"callbacks\[0\] must be a function, .* got 3",
+    "trainer(gradients=None)": "gradients must be a list or a tuple, got None",
+    "Trainer(model='sae', data=data(), loss=FixedNMSE(1), optimizer=None, lr=1, num_steps=1)": "model must be a Sparse",
+    "Trace.of(coder(), torch.randn(3, 4))": "batch must be a Batch",
+    "coder().encode(None)": "x_BXiDi must be a tensor of activations, got None",
+}
+CASES = {**CHOICES, **KINDS, **NUMBERS, **WIDTHS, **SHAPES, **PARTS}
 
 
 @pytest.fixture(scope="module")

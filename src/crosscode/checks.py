@@ -1,7 +1,7 @@
 """Checks shared by the parts: each raises `BadInput` in one line."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, get_args
 
 from crosscode.errors import BadInput, close_match
@@ -54,6 +54,34 @@ def one_of(name: str, value: object, choices: Any) -> None:
         close = close_match(str(value), allowed)
         shown = ", ".join(map(repr, allowed))
         raise BadInput(f"{name}={value!r} must be one of {shown}.{close if close.startswith(' Did') else ''}")
+
+
+def instance(name: str, value: object, kind: Any, what: str) -> None:
+    """An object of a class, or of a protocol, or a line that says what was given; `what` names the kind."""
+    if isinstance(value, type):
+        raise BadInput(f"{name}={value.__name__} is a class: hand over an object of it, such as {value.__name__}(…).")
+    if not isinstance(value, kind):
+        raise BadInput(f"{name} must be {what}, got {_shown(value)}.")
+
+
+def functions(name: str, values: object) -> None:
+    """A list or tuple of functions or of objects that are called, or a line that says which entry is none."""
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise BadInput(f"{name} must be a list or a tuple, got {_shown(values)}.")
+    for i, value in enumerate(values):
+        function(f"{name}[{i}]", value)
+
+
+def function(name: str, value: object) -> None:
+    """Something that can be called and is no class, or a line that says what it was."""
+    instance(name, value, object, "")
+    if not callable(value):
+        raise BadInput(f"{name} must be a function, or an object that is called like one, got {_shown(value)}.")
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return f"a {type(value).__name__}" if len(text) > 60 or "\n" in text else text
 
 
 def contiguous(name: str, latents: slice) -> None:

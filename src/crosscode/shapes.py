@@ -34,10 +34,26 @@ def n_sites(dims: Dims) -> int:
     return prod(dims)
 
 
+def checked_dims(name: str, dims: object, n: int | None = None) -> Dims:
+    """Crosscoding dimensions as a tuple of whole numbers of at least 1, or a line that names the argument.
+
+    Args:
+        name: of the argument.
+        dims: what was given.
+        n: how many there must be; None for any number.
+    """
+    if isinstance(dims, str) or not isinstance(dims, Sequence) or not all(type(size) is int for size in dims):
+        raise BadInput(f"{name}={dims!r} must be a tuple of whole numbers, such as (), (4,) or (2, 4).")
+    if min(dims, default=1) < 1:
+        raise BadInput(f"{name}: crosscoding dimensions {tuple(dims)} must all be at least 1.")
+    if n is not None and len(dims) != n:
+        raise BadInput(f"{name}={tuple(dims)} must have {n} crosscoding dimension{'s' * (n != 1)}, not {len(dims)}.")
+    return tuple(dims)
+
+
 def check_widths(name: str, dims: Dims, width: int, widths_X: Sequence[int] | None) -> None:
     """One real width a site, each between 1 and the padded one, or a line that names the argument."""
-    if min(dims, default=1) < 1:
-        raise BadInput(f"crosscoding dimensions {dims} must all be at least 1.")
+    checked_dims("dims", dims)
     if widths_X is None:
         return
     if len(widths_X) != n_sites(dims):

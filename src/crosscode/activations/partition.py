@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from crosscode.activations.base import Activation, Codes, ScoreNorm
-from crosscode.checks import at_least, at_most, count, positive
+from crosscode.checks import at_least, at_most, count, instance, positive
 from crosscode.errors import BadInput
 from crosscode.kernels.pattern import Pattern
 from crosscode.latents import Latents
@@ -113,7 +113,10 @@ class PerSite(_Partition):
     activations: Sequence[Activation]
 
     def __attrs_post_init__(self) -> None:
+        instance("PerSite.activations", self.activations, Sequence | nn.ModuleList, "a list of activations, one a site")
         at_least("PerSite.activations: their number", len(self.activations), 1)
+        for i, part in enumerate(self.activations):
+            instance(f"PerSite.activations[{i}]", part, Activation, "an Activation, such as JumpReLU(…)")
         if len({id(part) for part in self.activations}) < len(self.activations):
             raise BadInput("PerSite.activations holds one activation twice: sites would share its thresholds.")
         self.activations = nn.ModuleList(self.activations)  # type: ignore[assignment]
@@ -170,6 +173,8 @@ class SeparateBudgets(_Partition):
     n_shared: int
 
     def __attrs_post_init__(self) -> None:
+        instance("SeparateBudgets.shared", self.shared, Activation, "an Activation, such as TopK(…)")
+        instance("SeparateBudgets.exclusive", self.exclusive, Activation, "an Activation, such as TopK(…)")
         count("SeparateBudgets.n_shared", self.n_shared)
         if self.shared is self.exclusive:
             raise BadInput("SeparateBudgets.shared and exclusive are one activation: they would share its threshold.")
@@ -208,6 +213,7 @@ class Priced(Activation):
     codes = "sparse"
 
     def __attrs_post_init__(self) -> None:
+        instance("Priced.activation", self.activation, Activation, "an Activation, such as TopK(…)")
         positive("Priced.price", self.price)
         count("Priced.n_shared", self.n_shared, least=0)
         if self.activation.codes != "sparse":

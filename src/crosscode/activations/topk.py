@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crosscode.activations.base import Activation, ScoreNorm, scores
-from crosscode.checks import at_least, at_most, count, one_of
+from crosscode.checks import at_least, at_most, count, number, one_of
 from crosscode.errors import BadInput, CrosscodeError
 from crosscode.kernels.pattern import Pattern
 from crosscode.kernels.selection import above, entries_where, max_of_groups, top_k_of_batch, top_k_of_rows
@@ -115,6 +115,7 @@ class BatchTopK(_Ranking):
 
     def __attrs_post_init__(self) -> None:
         self._check_arguments(self.k_start, self.anneal_steps)
+        number("BatchTopK.ema_decay", self.ema_decay)
         if not 0 <= self.ema_decay < 1:
             raise BadInput(f"BatchTopK.ema_decay={self.ema_decay} must be at least 0 and less than 1.")
         at_least("BatchTopK.ema_start", self.ema_start, 0)

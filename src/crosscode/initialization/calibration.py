@@ -9,7 +9,7 @@ from torch import Tensor
 
 from crosscode.activations import JumpReLU
 from crosscode.batch import Batch
-from crosscode.checks import count
+from crosscode.checks import count, instance
 from crosscode.errors import BadInput
 from crosscode.initialization.data import scaled_inputs
 from crosscode.initialization.weights import require_autoencoder, transposed, uniform, zero_biases
@@ -71,6 +71,7 @@ class JanUpdate:
     seed: int = 0
 
     def __attrs_post_init__(self) -> None:
+        instance("JanUpdate.jumprelu", self.jumprelu, JumpReLU, "the coder's own JumpReLU")
         count("JanUpdate.n_tokens", self.n_tokens)
 
     @torch.no_grad()
@@ -102,6 +103,7 @@ class JumpReLUWithoutBias:
     seed: int = 0
 
     def __attrs_post_init__(self) -> None:
+        instance("JumpReLUWithoutBias.jumprelu", self.jumprelu, JumpReLU, "the coder's own JumpReLU")
         count("JumpReLUWithoutBias.n_tokens", self.n_tokens)
 
     @torch.no_grad()

@@ -5,6 +5,7 @@ Weights of penalties do not transfer between reductions: a weight tuned for `Sum
 """
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import attrs
 import torch
@@ -12,9 +13,10 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from crosscode.checks import one_of, positive
 from crosscode.errors import BadInput
 from crosscode.models import Trace
-from crosscode.shapes import n_sites, real_coordinates
+from crosscode.shapes import checked_dims, n_sites, real_coordinates
 
 LossFn = Callable[[Trace], Float[Tensor, ""]]
 
@@ -78,6 +80,9 @@ class FixedNMSE:
 
     variance: float
 
+    def __attrs_post_init__(self) -> None:
+        positive("FixedNMSE.variance", self.variance)
+
     def __call__(self, trace: Trace) -> Float[Tensor, ""]:
         decoder = trace.model.decoder
         n_real = real_coordinates(decoder.out_dims, decoder.d_out, decoder.widths_Xo).sum().item()
@@ -94,7 +99,13 @@ class MatryoshkaSquaredError:
     """
 
     prefixes: Sequence[int]
-    reduction: str = attrs.field(default="sum", validator=attrs.validators.in_(("sum", "mean")))
+    reduction: Literal["sum", "mean"] = "sum"
+
+    def __attrs_post_init__(self) -> None:
+        one_of("MatryoshkaSquaredError.reduction", self.reduction, Literal["sum", "mean"])
+        sizes = checked_dims("MatryoshkaSquaredError.prefixes", self.prefixes)
+        if not sizes or list(sizes) != sorted(set(sizes)):
+            raise BadInput(f"MatryoshkaSquaredError.prefixes={self.prefixes} must be ascending numbers of latents.")
 
     def __call__(self, trace: Trace) -> Float[Tensor, ""]:
         model, latents = trace.model, trace.latents

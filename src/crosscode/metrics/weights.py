@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crosscode.activations import Thresholded
-from crosscode.checks import count
+from crosscode.checks import count, instance
 from crosscode.errors import BadInput
 from crosscode.models import Trace
 
@@ -123,6 +123,9 @@ class Thresholds:
     """
 
     jumprelu: Thresholded
+
+    def __attrs_post_init__(self) -> None:
+        instance("Thresholds.jumprelu", self.jumprelu, Thresholded, "a JumpReLU, or a PerSite of them")
 
     def start(self) -> _Last:
         return _Last(self._compute)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from crosscode.activations import Activation
 from crosscode.batch import Batch
+from crosscode.checks import instance
 from crosscode.errors import BadInput
 from crosscode.latents import Latents
 from crosscode.models.decoders import Decoder
@@ -21,6 +22,7 @@ from crosscode.shapes import real_coordinates
 
 def _expect(name: str, raw: Tensor, like: Tensor) -> None:
     """Refuse activations of another shape, which broadcasting might make something of."""
+    instance(name, raw, Tensor, "a tensor of activations")
     if raw.shape[1:] != like.shape:
         got, wanted = (", ".join(map(str, shape)) for shape in (raw.shape[1:], like.shape))
         raise BadInput(f"{name} has shape (B, {got}) but the coder expects (B, {wanted}).")
@@ -46,6 +48,9 @@ class SparseCoder(nn.Module):
     skip: LinearSkip | None = None
 
     def __attrs_post_init__(self) -> None:
+        instance("SparseCoder.encoder", self.encoder, Encoder, "an encoder, such as DenseEncoder(…)")
+        instance("SparseCoder.activation", self.activation, Activation, "an Activation, such as ReLU()")
+        instance("SparseCoder.decoder", self.decoder, Decoder, "a decoder, such as DenseDecoder(…)")
         if self.encoder.n_latents != self.decoder.n_latents:
             raise BadInput(
                 f"encoder.n_latents={self.encoder.n_latents} must equal decoder.n_latents={self.decoder.n_latents}."

@@ -11,13 +11,13 @@ from einops import rearrange, reduce, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from crosscode.checks import at_least, at_most
+from crosscode.checks import at_most, count
 from crosscode.errors import BadInput
 from crosscode.kernels.sparse import row_norms
 from crosscode.latents import Latents
 from crosscode.models.masks import SiteMask
 from crosscode.module import evolve, module
-from crosscode.shapes import Dims, real_coordinates
+from crosscode.shapes import Dims, checked_dims, real_coordinates
 
 
 @runtime_checkable
@@ -99,9 +99,9 @@ class DenseDecoder(nn.Module):
     mask: SiteMask | None = None
 
     def __attrs_post_init__(self) -> None:
-        self.out_dims = tuple(self.out_dims)
-        at_least("DenseDecoder.n_latents", self.n_latents, 1)
-        at_least("DenseDecoder.d_out", self.d_out, 1)
+        self.out_dims = checked_dims("DenseDecoder.out_dims", self.out_dims)
+        count("DenseDecoder.n_latents", self.n_latents)
+        count("DenseDecoder.d_out", self.d_out)
         self.W_dec_LXoDo = nn.Parameter(torch.zeros(self.n_latents, *self.out_dims, self.d_out))
         self.b_dec_XoDo = _make_bias(self.bias, self.out_dims, self.d_out)
         self.allowed_LXoDo: Tensor | None
@@ -164,8 +164,10 @@ class SharedDecoder(nn.Module):
     widths_Xo: Dims | None = None
 
     def __attrs_post_init__(self) -> None:
-        self.out_dims = tuple(self.out_dims)
-        at_least("SharedDecoder.n_shared", self.n_shared, 0)
+        self.out_dims = checked_dims("SharedDecoder.out_dims", self.out_dims)
+        count("SharedDecoder.n_latents", self.n_latents)
+        count("SharedDecoder.n_shared", self.n_shared, least=0)
+        count("SharedDecoder.d_out", self.d_out)
         at_most("SharedDecoder.n_shared", self.n_shared, self.n_latents, "n_latents")
         if len(self.out_dims) < 1:
             raise BadInput("SharedDecoder.out_dims=() has no model dimension: latents are shared between models.")
@@ -177,6 +179,11 @@ class SharedDecoder(nn.Module):
         self.W_shared_LsPD = nn.Parameter(torch.zeros(self.n_shared, *self.out_dims[1:], self.d_out))
         self.W_exclusive_LfMPD = nn.Parameter(torch.zeros(self.n_latents - self.n_shared, *self.out_dims, self.d_out))
         self.b_dec_XoDo = _make_bias(self.bias, self.out_dims, self.d_out)
+
+    @property
+    def W_dec_LXoDo(self) -> Float[Tensor, "L M *P D"]:
+        """The directions as a dense tensor, differentiable; to be read, not written (`assign_` writes)."""
+        return self.dense()
 
     def dense(self) -> Float[Tensor, "L M *P D"]:
         shared_LsMPD = repeat(self.W_shared_LsPD, "Ls ... -> Ls M ...", M=self.out_dims[0])
@@ -238,8 +245,9 @@ class CausalDecoder(nn.Module):
     widths_Xo: Dims | None = None
 
     def __attrs_post_init__(self) -> None:
-        self.out_dims = tuple(self.out_dims)
-        at_least("CausalDecoder.n_latents_per_site", self.n_latents_per_site, 1)
+        self.out_dims = checked_dims("CausalDecoder.out_dims", self.out_dims, n=1)
+        count("CausalDecoder.n_latents_per_site", self.n_latents_per_site)
+        count("CausalDecoder.d_out", self.d_out)
         (n_hookpoints,) = self.out_dims
         self.W_dec_LpPD = nn.ParameterList(
             nn.Parameter(torch.zeros(self.n_latents_per_site, n_hookpoints - i, self.d_out))
@@ -253,6 +261,11 @@ class CausalDecoder(nn.Module):
 
     def _site(self, i: int) -> slice:
         return slice(i * self.n_latents_per_site, (i + 1) * self.n_latents_per_site)
+
+    @property
+    def W_dec_LXoDo(self) -> Float[Tensor, "L P D"]:
+        """The directions as a dense tensor, differentiable; to be read, not written (`assign_` writes)."""
+        return self.dense()
 
     def dense(self) -> Float[Tensor, "L P D"]:
         return torch.cat([F.pad(W_LpPD, (0, 0, i, 0)) for i, W_LpPD in enumerate(self.W_dec_LpPD)])

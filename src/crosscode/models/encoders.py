@@ -7,12 +7,12 @@ from einops import einsum, rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from crosscode.checks import at_least
+from crosscode.checks import count
 from crosscode.kernels.pattern import Pattern
 from crosscode.kernels.sparse import attach_linear
 from crosscode.models.masks import SiteMask
 from crosscode.module import evolve, module
-from crosscode.shapes import Dims, n_sites, real_coordinates
+from crosscode.shapes import Dims, checked_dims, n_sites, real_coordinates
 
 
 @runtime_checkable
@@ -86,9 +86,9 @@ class DenseEncoder(nn.Module):
     mask: SiteMask | None = None
 
     def __attrs_post_init__(self) -> None:
-        self.in_dims = tuple(self.in_dims)
-        at_least("DenseEncoder.d_in", self.d_in, 1)
-        at_least("DenseEncoder.n_latents", self.n_latents, 1)
+        self.in_dims = checked_dims("DenseEncoder.in_dims", self.in_dims)
+        count("DenseEncoder.d_in", self.d_in)
+        count("DenseEncoder.n_latents", self.n_latents)
         self.W_enc_XiDiL = nn.Parameter(torch.zeros(*self.in_dims, self.d_in, self.n_latents))
         self.b_enc_L = _make_bias(self.n_latents, self.bias)
         allowed_XiDi = real_coordinates(self.in_dims, self.d_in, self.widths_Xi).float()
@@ -164,8 +164,9 @@ class PerSiteEncoder(nn.Module):
     widths_Xi: Dims | None = None
 
     def __attrs_post_init__(self) -> None:
-        self.in_dims = tuple(self.in_dims)
-        at_least("PerSiteEncoder.n_latents_per_site", self.n_latents_per_site, 1)
+        self.in_dims = checked_dims("PerSiteEncoder.in_dims", self.in_dims, n=1)
+        count("PerSiteEncoder.d_in", self.d_in)
+        count("PerSiteEncoder.n_latents_per_site", self.n_latents_per_site)
         (n_hookpoints,) = self.in_dims
         self.W_enc_PDiLp = nn.Parameter(torch.zeros(n_hookpoints, self.d_in, self.n_latents_per_site))
         self.b_enc_L = _make_bias(self.n_latents, self.bias)
@@ -173,6 +174,11 @@ class PerSiteEncoder(nn.Module):
     @property
     def n_latents(self) -> int:
         return n_sites(self.in_dims) * self.n_latents_per_site
+
+    @property
+    def W_enc_XiDiL(self) -> Float[Tensor, "P Di L"]:
+        """The weights as a dense tensor, differentiable; to be read, not written (`assign_` writes)."""
+        return self.weights()
 
     def _site(self, p: int) -> slice:
         return slice(p * self.n_latents_per_site, (p + 1) * self.n_latents_per_site)

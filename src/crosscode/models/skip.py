@@ -8,9 +8,10 @@ from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from crosscode.checks import count
 from crosscode.errors import BadInput
 from crosscode.module import evolve, module
-from crosscode.shapes import Dims, n_sites
+from crosscode.shapes import Dims, checked_dims, n_sites
 
 
 @module
@@ -35,8 +36,10 @@ class LinearSkip(nn.Module):
     )
 
     def __attrs_post_init__(self) -> None:
-        self.in_dims = tuple(self.in_dims)
-        self.out_dims = tuple(self.out_dims)
+        self.in_dims = checked_dims("LinearSkip.in_dims", self.in_dims)
+        self.out_dims = checked_dims("LinearSkip.out_dims", self.out_dims)
+        count("LinearSkip.d_in", self.d_in)
+        count("LinearSkip.d_out", self.d_out)
         self.W_skip_XiDiXoDo = nn.Parameter(torch.zeros(*self.in_dims, self.d_in, *self.out_dims, self.d_out))
         self.allowed_XiDiXoDo: Tensor | None
         allowed = None

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from crosscode.batch import Batch
+from crosscode.checks import instance
 from crosscode.latents import Latents
 from crosscode.models.coder import SparseCoder
 
@@ -49,6 +50,7 @@ class Trace:
         Raises:
             BadInput: the batch does not have the coder's shapes.
         """
+        instance("batch", batch, Batch, "a Batch, such as Batch.autoencode(activations)")
         model.check_batch(batch)
         inputs_BXiDi = model.scale_inputs(batch.inputs_BXiDi)
         same = batch.targets_BXoDo is batch.inputs_BXiDi

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crosscode.activations import Thresholded
-from crosscode.checks import at_least, count, one_of
+from crosscode.checks import at_least, count, instance, one_of
 from crosscode.kernels.pattern import Pattern
 from crosscode.kernels.selection import top_k_of_rows
 from crosscode.kernels.sparse import gather
@@ -31,6 +31,7 @@ class PreActivation:
     dead_after_tokens: int | None = None
 
     def __attrs_post_init__(self) -> None:
+        instance("PreActivation.jumprelu", self.jumprelu, Thresholded, "a JumpReLU, or a PerSite of them")
         one_of("PreActivation.norm", self.norm, DecoderNorm)
         if self.dead_after_tokens is not None:
             at_least("PreActivation.dead_after_tokens", self.dead_after_tokens, 1)

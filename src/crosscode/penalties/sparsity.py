@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crosscode.activations import Thresholded
-from crosscode.checks import contiguous, one_of, positive
+from crosscode.checks import contiguous, instance, one_of, positive
 from crosscode.kernels.pattern import Pattern
 from crosscode.latents import Latents
 from crosscode.models import DecoderNorm, Trace, combined_norm_L
@@ -117,6 +117,9 @@ class ExpectedL0:
 
     jumprelu: Thresholded
 
+    def __attrs_post_init__(self) -> None:
+        instance("ExpectedL0.jumprelu", self.jumprelu, Thresholded, "a JumpReLU, or a PerSite of them")
+
     def __call__(self, trace: Trace) -> Float[Tensor, ""]:
         return mean_l0(trace, self.jumprelu)
 
@@ -136,6 +139,7 @@ class L0QuadraticRelative:
     target: float
 
     def __attrs_post_init__(self) -> None:
+        instance("L0QuadraticRelative.jumprelu", self.jumprelu, Thresholded, "a JumpReLU, or a PerSite of them")
         positive("L0QuadraticRelative.target", self.target)
 
     def __call__(self, trace: Trace) -> Float[Tensor, ""]:
@@ -157,6 +161,7 @@ class L0Quadratic:
     target: float
 
     def __attrs_post_init__(self) -> None:
+        instance("L0Quadratic.jumprelu", self.jumprelu, Thresholded, "a JumpReLU, or a PerSite of them")
         positive("L0Quadratic.target", self.target)
 
     def __call__(self, trace: Trace) -> Float[Tensor, ""]:

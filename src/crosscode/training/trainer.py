@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from crosscode.activations import Activation
 from crosscode.batch import Batch
-from crosscode.checks import count, one_of
+from crosscode.checks import count, function, functions, instance, one_of
 from crosscode.errors import BadInput
 from crosscode.initialization import InitStrategy
 from crosscode.initialization.data import Remembered
@@ -86,6 +86,11 @@ Callback = Callable[["Trainer", StepReport], None]
 PROGRESS = ("step", "tokens", "density", "sparse", "cursor")
 
 
+def _a_coder(model: SparseCoder) -> SparseCoder:
+    instance("model", model, SparseCoder, "a SparseCoder")
+    return model
+
+
 @attrs.define(kw_only=True, eq=False)
 class Trainer:
     """Trains any coder on any re-iterable of batches with any loss and penalties.
@@ -113,7 +118,7 @@ class Trainer:
         BadInput: a part that cannot work, before any data is read.
     """
 
-    model: SparseCoder
+    model: SparseCoder = attrs.field(converter=_a_coder)
     data: Iterable[Batch]
     loss: LossFn
     penalties: Mapping[str, Weighted] = attrs.field(factory=dict)
@@ -132,6 +137,13 @@ class Trainer:
     )
 
     def __attrs_post_init__(self) -> None:
+        instance("data", self.data, Iterable, "re-iterable batches, such as a list of Batch")
+        function("loss", self.loss)
+        instance("penalties", self.penalties, Mapping, "a dictionary of Weighted penalties by name")
+        instance("optimizer", self.optimizer, torch.optim.Optimizer, "an optimizer over model.parameters()")
+        for name in ("init", "gradients", "constraints", "callbacks"):
+            functions(name, getattr(self, name))
+        instance("held_out", self.held_out, Iterable | None, "re-iterable batches, or None")
         count("num_steps", self.num_steps)
         count("accumulate", self.accumulate)
         one_of("precision", self.precision, Precision)
