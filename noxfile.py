@@ -45,11 +45,11 @@ def recipes(session: nox.Session) -> None:
 
 @nox.session
 def peers(session: nox.Session) -> None:
-    """An environment with other libraries, for `benchmarks/speed.py --peers-python` (it says where)."""
+    """An environment with other libraries, for `benchmarks/peers.py --peers-python` (it says where)."""
     session.install("-c", "constraints.txt", "torch")
-    session.install("-c", "constraints.txt", "eai-sparsify==1.3.3", "sae-lens==6.54.12", "dictionary-learning==0.1.0")
+    session.install("-c", "constraints.txt", "eai-sparsify==1.3.3", "sae-lens==6.54.12", "dictionary-learning==0.1.0", "tyro")
     session.run("pip", "uninstall", "-y", "torchvision", silent=True)  # built for another torch, and not needed
-    session.log(f"python benchmarks/speed.py --peers-python {session.bin}/python")
+    session.log(f"python benchmarks/peers.py --peers-python {session.bin}/python")
 
 
 @nox.session
