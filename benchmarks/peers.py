@@ -267,12 +267,13 @@ def main(
 
 
 MEANING = """
-Ratios above 1 mean that the contestant takes longer than crosscode. `full` is B=2048 D=512 L=8192 k=32, `quick` is B=512
-D=128 L=2048 k=32; crosscoders have two models, CLTs four layers of half the width and latents. ReLU dense fires at 35 %,
-ReLU sparse at 3.5 %, JumpReLU at 2 %, with as many silent in the January window; AuxK has 10 % dead latents. FVU and L0
-are those of fresh activations after the same few steps. No installed library has crosscoders, CLTs or the January losses:
-there sparsify and dictionary_learning are plain SAEs on flattened sites. `dense` is the scheme itself in plain dense
-PyTorch, from the same weights as ours (`dense_loop`: with Adam as a loop over parameters).
+Ratios above 1 mean that the contestant takes longer than crosscode. `full` is B=2048 D=512 L=8192 k=32, `quick` is
+B=512 D=128 L=2048 k=32; crosscoders have two models, CLTs four layers of half the width and latents. ReLU dense
+fires at 35 %, ReLU sparse at 3.5 %, JumpReLU at 2 %, with as many silent in the January window; AuxK has 10 % dead
+latents. FVU and L0 are those of fresh activations after the same few steps. No installed library has crosscoders,
+CLTs or the January losses: there sparsify and dictionary_learning are plain SAEs on flattened sites. `dense` is the
+scheme itself in plain dense PyTorch, from the same weights as ours (`dense_loop`: with Adam as a loop over
+parameters).
 """
 
 if __name__ == "__main__":
