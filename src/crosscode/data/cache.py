@@ -23,7 +23,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from crosscode.data.language_model import LanguageModel, one_at_a_time
-from crosscode.data.shards import TEMPORARY, DamagedShard, check_shard, key_of, read_shard, shard_about, write_shard
+from crosscode.data.shards import (
+    TEMPORARY,
+    DamagedShard,
+    check_shard,
+    fetch_shard,
+    key_of,
+    read_shard,
+    shard_about,
+    write_shard,
+)
 from crosscode.errors import BadInput
 from crosscode.kernels.allocator import ReusedMemory
 from crosscode.phases import phase
@@ -101,6 +110,11 @@ class ActivationCache:
         about = {"model": model.name, "identity": model.identity, "hookpoints": json.dumps(list(hookpoints))}
         self._write(key, acts_HSPD, about)
         return acts_HSPD
+
+    def expect(self, model: LanguageModel, hookpoints: Sequence[str], tokens_HS: Int[Tensor, "H S"]) -> None:
+        """Have the system fetch from disk what `get` will soon be asked for, while something else is done."""
+        for file in self.shards_of(self.key(model, hookpoints, tokens_HS))[:1]:
+            fetch_shard(file)
 
     def key(self, model: LanguageModel, hookpoints: Sequence[str], tokens_HS: Int[Tensor, "H S"]) -> str:
         """64 hexadecimal digits: a hash of all that the activations depend on, and of how they are stored."""

@@ -3,6 +3,7 @@
 Shapes: H sequences of a harvest batch, S positions, N tokens that are kept, M models, P hookpoints, D width.
 """
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
@@ -18,6 +19,8 @@ from crosscode.data.language_model import LanguageModel, one_at_a_time
 from crosscode.data.token_sequences import PADDING, TokenSequence
 from crosscode.errors import BadInput
 from crosscode.phases import phase
+
+EXPECTED = 4  # harvest batches whose shards the disk may fetch while an earlier one is used
 
 
 @attrs.frozen(eq=False)
@@ -112,8 +115,18 @@ class Harvester:
     def over(self, sequences: Iterable[TokenSequence]) -> Iterator[Harvest]:
         """The harvests of a stream of sequences, `sequences_at_once` at a time."""
         stream = iter(sequences)
+        if self.cache is None:
+            while some := list(islice(stream, self.sequences_at_once)):
+                yield self.harvest(some)
+            return
+        coming: deque[list[TokenSequence]] = deque()
         while some := list(islice(stream, self.sequences_at_once)):
-            yield self.harvest(some)
+            for model in self.models:
+                self.cache.expect(model, self.hookpoints, torch.stack([sequence.tokens_S for sequence in some]))
+            coming.append(some)
+            if len(coming) > EXPECTED:
+                yield self.harvest(coming.popleft())
+        yield from map(self.harvest, coming)
 
     @torch.no_grad()
     def harvest(self, sequences: Sequence[TokenSequence]) -> Harvest:

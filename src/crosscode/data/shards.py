@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,13 @@ def write_shard(folder: Path, key: str, tensor: Tensor, about: Mapping[str, str]
         temporary.unlink(missing_ok=True)
         raise
     return len(data)
+
+
+def fetch_shard(file: Path) -> None:
+    """Ask the system to read a shard into its memory, and do not wait; what cannot be fetched is no matter."""
+    if hasattr(os, "posix_fadvise"):
+        with suppress(OSError), file.open("rb", buffering=0) as opened:
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
 
 def read_shard(file: Path, shape: tuple[int, ...], memory: ReusedMemory) -> Tensor:
