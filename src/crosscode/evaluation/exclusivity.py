@@ -7,7 +7,9 @@ cut-offs and its rate of calls is the method's false-positive rate.
 Shapes: L latents.
 """
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -125,6 +127,15 @@ class Exclusivity:
         """One entry a latent of the pair's crosscoder."""
         names = ("beyond_0_L", "beyond_1_L", "exclusive_to_0_L", "exclusive_to_1_L")
         return {name: getattr(self, name) for name in names}
+
+    def save(self, run: Path) -> None:
+        """Write `evaluation/exclusivity.json` and `evaluation/exclusivity.safetensors` into a run's folder."""
+        from safetensors.torch import save_file
+
+        folder = run / "evaluation"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "exclusivity.json").write_text(json.dumps(self.numbers(), indent=2) + "\n")
+        save_file(dict(self.masks()), folder / "exclusivity.safetensors")
 
 
 def exclusivity(

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from crosscode.data import Dataloader
-from crosscode.evaluation import Example, top_examples
+from crosscode.evaluation import Example, Exclusivity, top_examples
 from crosscode.metrics import relative_norm
 from crosscode.training import Trainer
 
@@ -86,6 +86,18 @@ def _print_diff(dead_L: Bool[Tensor, " L"], trainer: Trainer, held_out: Dataload
             print(f"  latent {latent}, relative norm {rho_L[latent]:.2f}")
             for example in examples[latent]:
                 print("  " + concordance(example))
+
+
+def print_exclusivity(found: Exclusivity, model_names: tuple[str, ...], directory: Path) -> None:
+    """How many latents are exclusive to either model, and how often the same is said of the null."""
+    (low, high), (other, model) = found.cut_offs, model_names[:2]
+    print(f"\nThe null's relative norms end at {low:.3f} and {high:.3f} (percentiles 1 and 99). Beyond, and confirmed")
+    print(f"by latent scaling, of {found.n_eligible} living, untied latents:")
+    print(f"  exclusive to {model:<20} {found.pair.towards_1.n_specific:4}")
+    print(f"  exclusive to {other:<20} {found.pair.towards_0.n_specific:4}")
+    rates = (found.false_positive_rate, found.false_positive_rate_of_norms)
+    print("  false positives in the null      {:.2%} ({:.2%} by norms alone)".format(*rates))
+    print(f"All of it is in {directory}/evaluation/exclusivity.json.\n")
 
 
 def concordance(example: Example) -> str:

@@ -1,0 +1,89 @@
+"""`--null`: the recipe again on a null pair, and which latents that makes exclusive."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_runs import save_model
+
+import crosscode
+from crosscode.run import RunOptions
+
+DIFFING = {"n_shared": 8, "k_shared": 3, "k_exclusive": 3, "lr": 1e-2}
+
+
+def control(folder: Path) -> Path:
+    """`base` a little further on: its weights, disturbed."""
+    import transformers
+
+    if not (folder / "control").exists():
+        save_model(folder / "control", seed=0)
+        model = transformers.LlamaForCausalLM.from_pretrained(folder / "control")
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight += 0.05 * weight.std() * torch.randn(weight.shape, generator=generator)
+        model.save_pretrained(folder / "control")
+    return folder / "control"
+
+
+def test_the_null_is_a_run_of_its_own_and_sets_the_cut_offs(run_small, folder: Path, tmp_path: Path) -> None:
+    """Same recipe, same budget, another second model; masks and rates agree with the numbers."""
+    summary = run_small("feb_diffing_topk", n_models=2, **DIFFING, null=control(folder))
+    run, null = tmp_path / "run", tmp_path / "run" / "null"
+    assert summary == json.loads((run / "summary.json").read_text())
+    of_null = json.loads((null / "summary.json").read_text())
+    assert (of_null["step"], of_null["tokens"]) == (summary["step"], summary["tokens"])
+    assert any(key.startswith("fvu/control/") for key in of_null)
+    options = RunOptions.read(null / "options.json")
+    assert [Path(model).name for model in options.models] == ["base", "control"]
+    assert options.null is None
+    one, other = (crosscode.load(where / "coder").decoder.dense() for where in (run, null))
+    assert one.shape == other.shape
+    assert not torch.equal(one, other)
+    found = json.loads((run / "evaluation" / "exclusivity.json").read_text())
+    masks = load_file(run / "evaluation" / "exclusivity.safetensors")
+    for side in (0, 1):
+        assert int(masks[f"exclusive_to_{side}_L"].sum()) == found["pair"][f"towards_{side}"]["n_specific"]
+        assert not masks[f"beyond_{side}_L"][:8].any()  # tied
+        assert not (masks[f"exclusive_to_{side}_L"] & ~masks[f"beyond_{side}_L"]).any()
+    low, high = found["cut_offs"]["relative_norm"]
+    assert 0 < low <= high < 1
+    assert 0 <= found["false_positive_rate"]["with_scaling"] <= found["false_positive_rate"]["norms"] <= 0.1
+
+
+def test_a_null_run_goes_on_where_it_was_cut_short(run_small, folder: Path, tmp_path: Path) -> None:
+    """With --resume, of a whole run and half a null one; without it, half a null run is not overwritten."""
+    given: dict[str, Any] = {"n_models": 2, **DIFFING, "null": control(folder)}
+    run_small("feb_diffing_topk", **given)
+    null = tmp_path / "run" / "null"
+    whole = load_file(null / "coder" / "model.safetensors")
+    (null / "summary.json").unlink()
+    with pytest.raises(SystemExit):
+        run_small("feb_diffing_topk", **given)
+    run_small("feb_diffing_topk", **given, resume=True)
+    for name, tensor in load_file(null / "coder" / "model.safetensors").items():
+        torch.testing.assert_close(tensor, whole[name])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "given", "reason"),
+    [
+        ("feb_diffing_topk", {"null": "embedded:contrl"}, "Did you mean 'control'"),
+        ("feb_diffing_topk", {"null": "base"}, "is the first model itself"),
+        ("sae_topk", {"null": "tuned", "n_models": 1}, "models="),
+    ],
+)
+def test_what_is_no_null_is_told_before_training(
+    recipe: str, given: dict[str, Any], reason: str, run_small, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A name that is none, the first model itself, a recipe of one model."""
+    null = given["null"] if ":" in given["null"] else folder / given["null"]
+    with pytest.raises(SystemExit) as stopped:
+        run_small(recipe, **{"n_models": 2, **given, "null": null})
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert reason in line
