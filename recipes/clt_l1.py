@@ -20,7 +20,7 @@ from crosscode.training import ClipNorm
 def clt_l1(
     run: RunOptions = RunOptions(reads=MLP_INPUTS[1:2], writes=MLP_OUTPUTS[1:]),
     n_latents: int = 1024,
-    l1: float = 1.0,
+    l1: float = 0.3,
     l1_ramp: float = 0.05,
     skip: bool = False,
     lr: float = 3e-3,

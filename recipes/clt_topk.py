@@ -24,7 +24,7 @@ def clt_topk(
     run: RunOptions = RunOptions(reads=MLP_INPUTS[1:2], writes=MLP_OUTPUTS[1:]),
     style: Literal["topk", "batch_topk", "groupmax"] = "batch_topk",
     n_latents: int = 1024,
-    k: int = 24,
+    k: int = 48,
     skip: bool = False,
     aux_k: float = 1 / 32,
     dead_after: float = 0.1,

@@ -19,11 +19,11 @@ from crosscode.training import ClipNorm
 def skip_transcoder(
     run: RunOptions = RunOptions(reads=MLP_INPUTS[2:3], writes=MLP_OUTPUTS[2:3]),
     n_latents: int = 1024,
-    k: int = 16,
+    k: int = 8,
     skip: bool = True,
     aux_k: float = 1 / 32,
     dead_after: float = 0.1,
-    lr: float = 1e-2,
+    lr: float = 3e-3,
     num_steps: int = 600,
 ) -> Trainer:
     """Skip transcoder (Paulo, Shabalin and Belrose 2025).
