@@ -66,3 +66,11 @@ def drift(session: nox.Session) -> None:
     """Every scheme for 20,000 steps on synthetic data: finite, tied, counted right, L0 as calibrated."""
     install(session, "tests")
     session.run("python", "benchmarks/drift.py", *session.posargs)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Everything that reads files, fuzzed for ten minutes each, guided by coverage; `-- spec` for one of them."""
+    install(session, "tests", "fuzz")
+    for target in session.posargs or ("spec", "weights", "checkpoint", "metrics", "cache"):
+        session.run("python", "tests/fuzz/run.py", target)
