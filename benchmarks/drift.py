@@ -51,11 +51,8 @@ SCHEMES: dict[str, tuple[str, dict[str, Any]]] = {
     "feb_price": ("feb_diffing_topk", {**SHARED, "k_shared": 4, "k_exclusive": 2, "pricing": "price"}),
     "clt_l1": ("clt_l1", {"n_latents": L, "skip": True}),
     "clt_topk": ("clt_topk", {"n_latents": L, "k": 6}),
-    "compound_jumprelu": ("compound_clt", {"n_latents_per_layer": L // 4, "skip": True}),
-    "compound_batch_topk": (
-        "compound_clt",
-        {"n_latents_per_layer": L // 4, "activation": "batch_topk", "k_per_layer": 2},
-    ),
+    "compound_jumprelu": ("compound_clt", {"n_latents": L // 4, "skip": True}),
+    "compound_batch_topk": ("compound_clt", {"n_latents": L // 4, "activation": "batch_topk", "k": 2}),
     "sae_topk": ("sae_topk", {"n_latents": L, "k": 6}),
     "skip_transcoder": ("skip_transcoder", {"n_latents": L, "k": 6}),
 }
