@@ -72,5 +72,5 @@ def drift(session: nox.Session) -> None:
 def fuzz(session: nox.Session) -> None:
     """Everything that reads files, fuzzed for ten minutes each, guided by coverage; `-- spec` for one of them."""
     install(session, "tests", "fuzz")
-    for target in session.posargs or ("spec", "weights", "checkpoint", "metrics", "cache"):
+    for target in session.posargs or ("spec", "weights", "checkpoint", "metrics", "cache", "options"):
         session.run("python", "tests/fuzz/run.py", target)

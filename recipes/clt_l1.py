@@ -8,6 +8,7 @@ Anthropic, March 2025 (cross-layer transcoders); Gemma Scope 2, 2025 (the linear
 
 from crosscode import SparseCoder, Trainer, Weighted
 from crosscode.activations import ReLU
+from crosscode.checks import share
 from crosscode.initialization import CLTUniform, DecoderBias, NormalizeActivations
 from crosscode.losses import SummedSquaredError
 from crosscode.models import DenseDecoder, DenseEncoder, LinearSkip
@@ -37,6 +38,7 @@ def clt_l1(
         lr: Adam's learning rate (Circuit Tracing: falls as 1/sqrt(FLOPs); no value is given).
         num_steps: optimizer steps.
     """
+    share("l1_ramp", l1_ramp)
     data = run.dataloader()
     own_layer = [(0, 0)]
     coder = SparseCoder(

@@ -8,6 +8,7 @@ to both models and pays less to fire; it absorbs what they share, so that the re
 
 from crosscode import SparseCoder, Trainer, Weighted
 from crosscode.activations import ReLU
+from crosscode.checks import share
 from crosscode.initialization import AnthropicTranspose, NormalizeActivations
 from crosscode.losses import SummedSquaredError
 from crosscode.models import DenseEncoder, SharedDecoder
@@ -42,6 +43,7 @@ def feb_diffing_l1(
         lr: Adam's learning rate (replications at L = 16384: 5e-5).
         num_steps: optimizer steps.
     """
+    share("l1_ramp", l1_ramp)
     data = run.dataloader()
     coder = SparseCoder(
         encoder=DenseEncoder(data.in_dims, data.d_in, n_latents, widths_Xi=data.widths_Xi),

@@ -9,6 +9,7 @@ Several models, several layers, or both; one model and one hookpoint make it an 
 
 from crosscode import SparseCoder, Trainer, Weighted
 from crosscode.activations import ReLU
+from crosscode.checks import share
 from crosscode.initialization import AnthropicTranspose, NormalizeActivations
 from crosscode.losses import SummedSquaredError
 from crosscode.models import DenseDecoder, DenseEncoder
@@ -40,6 +41,7 @@ def l1_crosscoder(
         lr: Adam's learning rate (replications at L = 16384: 5e-5).
         num_steps: optimizer steps.
     """
+    share("l1_ramp", l1_ramp)
     data = run.dataloader()
     coder = SparseCoder(
         encoder=DenseEncoder(data.in_dims, data.d_in, n_latents, widths_Xi=data.widths_Xi),

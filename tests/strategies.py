@@ -77,9 +77,7 @@ ACTIVATIONS: Mapping[str, Callable[[], Activation]] = {
 
 PRODUCT = [(shape, activation) for shape in SHAPES for activation in ACTIVATIONS]
 # Every shape and every activation, but not every pair.
-CROSS = [
-    pair for pair in PRODUCT if pair[0] in ("masked", "compound") or pair[1] in ("jumprelu", "budgets_batch_topk")
-]
+CROSS = [pair for pair in PRODUCT if pair[0] in ("masked", "compound") or pair[1] in ("jumprelu", "budgets_batch_topk")]
 
 
 def f64(*values: object) -> Tensor:

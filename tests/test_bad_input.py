@@ -1,19 +1,35 @@
 """Bad input to a recipe: one line that says what is wrong, exit code 2, no weights read, no step taken."""
 
 import enum
+import functools
+import inspect
 import json
+import os
 import shutil
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import small_runs
-from small_runs import SMALL, VOCABULARY, factory, options, save_model, save_text
+from small_runs import RECIPES, SMALL, VOCABULARY, factory, options, save_model, save_text
 
+import crosscode.run
 from crosscode.data.transformer_lens_model import TransformerLensModel
 from crosscode.run import RunOptions, main
 from crosscode.training import Trainer
+
+
+@pytest.fixture(scope="module", autouse=True)
+def models_loaded_once() -> Iterator[None]:
+    """What is known of a model without its weights is found once for all rows."""
+    load = crosscode.run.load_language_model
+    crosscode.run.load_language_model = functools.cache(load)
+    yield
+    crosscode.run.load_language_model = load
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Models `base`, `wide` and `foreign` (another vocabulary) and some text."""
     folder = tmp_path_factory.mktemp("bad_input")
     save_model(folder / "base", seed=0)
+    save_model(folder / "tuned", seed=1)
     save_model(folder / "wide", seed=0, width=32)
     save_model(folder / "foreign", seed=0, vocabulary={"<bos>": 0, "<eos>": 1, "<unk>": 2, "other": 3})
     save_text(folder / "text.txt")
@@ -28,6 +45,27 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [json.dumps({"body": "w1 w2 w3", "title": "w4"}) for _ in range(100)]
     (folder / "rows.jsonl").write_text("\n".join(rows) + "\n")
     (folder / "empty.txt").write_text("")
+    (folder / "blank.txt").write_text("\n \n\n")
+    (folder / "broken.jsonl").write_text("\n".join([*rows[:2], '{"body": "w1', *rows]) + "\n")
+    (folder / "list.jsonl").write_text("[1, 2]\n")
+    (folder / "object.json").write_text('{"text": "w1"}')
+    (folder / "numbers.jsonl").write_text('{"text": 3}\n')
+    (folder / "ids.jsonl").write_text('{"text": [1, 2, 64]}\n')
+    (folder / "latin.txt").write_bytes("w1 caf\xe9 w2".encode("latin-1") * 100)
+    (folder / "no.parquet").write_bytes(b"PAR1 is what I am not")
+    (folder / "no.jsonl.gz").write_bytes(b"not gzip")
+    (folder / "text.csv").write_text("text\nw1\n")
+    (folder / "no_text").mkdir()
+    (folder / "no_model").mkdir()
+    for name in ("cut", "no_tokenizer", "no_weights", "half_config", "unknown_type"):
+        shutil.copytree(folder / "base", folder / name)
+    weights = (folder / "cut" / "model.safetensors").read_bytes()
+    (folder / "cut" / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    (folder / "no_weights" / "model.safetensors").unlink()
+    (folder / "no_tokenizer" / "tokenizer.json").write_text("{")
+    config = (folder / "base" / "config.json").read_text()
+    (folder / "half_config" / "config.json").write_text(config[: len(config) // 2])
+    (folder / "unknown_type" / "config.json").write_text(config.replace('"llama"', '"lama"'))
     return folder
 
 
@@ -45,14 +83,28 @@ def refusal(
         monkeypatch.setattr(Trainer, "step", forbidden)
         capsys.readouterr()
         defaults = {"models": [folder / "base"], "dataset": folder / "text.txt", "output": tmp_path / "run"}
+        before = files_of(tmp_path)
+        if given.get("models") == TWO:
+            given["models"] = [folder / "base", folder / "tuned"]
         with pytest.raises(SystemExit) as stopped:
             main(factory(recipe), options(**{**SMALL, **defaults, **given}))
         assert stopped.value.code == 2
         (line,) = [line for line in capsys.readouterr().err.splitlines() if line.strip() and "Loading" not in line]
         assert line.startswith("error: ")
+        assert files_of(tmp_path) == before, "a half-made output is left"
         return line
 
     return run
+
+
+def files_of(folder: Path) -> set[Path]:
+    return set(folder.rglob("*"))
+
+
+TWO = ["BASE", "TUNED"]
+"""Two models of one width, wherever they are saved."""
+MLP_IN = [f"blocks.{i}.mlp.hook_in" for i in range(4)]
+MLP_OUT = [f"blocks.{i}.hook_mlp_out" for i in range(4)]
 
 
 @pytest.mark.parametrize(
@@ -89,14 +141,90 @@ def refusal(
         ("l1_crosscoder", {"log_every": 0}, ["every=0", "at least 1"]),
         ("l1_crosscoder", {"l1": "nan"}, ["nan"]),
         ("l1_crosscoder", {"eval_tokens": 0}, ["eval_tokens=0", "at least 1"]),
-        ("topk_crosscoder", {"k": 4, "dead_after": -3}, ["dead_after=-3", "greater than 0"]),
+        ("topk_crosscoder", {"k": 4, "dead_after": 0}, ["dead_after=0", "greater than 0"]),
         ("clt_l1", {"reads": []}, ["reads is empty"]),
         ("clt_l1", {"writes": []}, ["writes is empty"]),
         ("clt_l1", {"hookpoints": ["blocks.0.hook_resid_post"]}, ["hookpoints=", "reads and writes"]),
         ("l1_crosscoder", {"reads": ["blocks.1.mlp.hook_in"]}, ["reads=", "hookpoints"]),
         ("feb_diffing_l1", {}, ["models=", "at least two"]),
+        ("l1_crosscoder", {"l1_ramp": 2}, ["l1_ramp=2.0", "between 0 and 1"]),
+        ("feb_diffing_l1", {"l1_ramp": 2, "models": TWO}, ["l1_ramp=2.0", "between 0 and 1"]),
+        ("clt_l1", {"l1_ramp": 1.01}, ["l1_ramp=1.01", "between 0 and 1"]),
+        ("l1_crosscoder", {"decoder_norm": 0}, ["norm=0", "greater than 0"]),
+        ("jan_update_jumprelu", {"threshold": 0}, ["threshold=0", "greater than 0"]),
+        ("jan_update_jumprelu", {"c": 0}, ["c=0", "greater than 0"]),
+        ("jan_update_jumprelu", {"firing_rate": 0}, ["firing_rate=0", "between 0 and 1"]),
+        ("compound_clt", {"bandwidth": 0}, ["bandwidth=0", "greater than 0"]),
+        ("compound_clt", {"threshold": 0}, ["threshold=0", "greater than 0"]),
+        ("compound_clt", {"activation": "batch_topk", "k": 33}, ["k=33", "n_latents=32"]),
+        ("compound_clt", {"activation": "topk"}, ["--activation='topk'", "'jumprelu', 'batch_topk'", "Did you mean"]),
+        ("compound_clt", {"n_latents": 0}, ["n_latents=0", "at least 1"]),
+        ("compound_clt", {"reads": ["blocks.0.mlp.hook_in"]}, ["reads=", "writes=", "own"]),
+        ("clt_topk", {"k": 33}, ["k=33", "n_latents=32"]),
+        ("sae_topk", {"k": 33}, ["k=33", "n_latents=32"]),
+        ("skip_transcoder", {"k": 33}, ["k=33", "n_latents=32"]),
+        ("feb_diffing_topk", {"k_shared": 33, "models": TWO, "n_shared": 8}, ["k=33", "n_latents=8"]),
+        (
+            "feb_diffing_topk",
+            {"k_shared": 4, "k_exclusive": 33, "models": TWO, "n_shared": 8},
+            ["k=33", "n_latents=24"],
+        ),
+        ("feb_diffing_topk", {"pricing": "price", "price": 0, "models": TWO, "n_shared": 8}, ["price=0", "0"]),
+        ("feb_diffing_topk", {"pricing": "prize", "models": TWO}, ["--pricing='prize'", "Did you mean 'price'"]),
+        ("feb_diffing_topk", {"n_shared": 33, "models": TWO}, ["n_shared=33", "32"]),
+        ("feb_diffing_jumprelu", {"n_shared": 33, "models": TWO}, ["n_shared=33", "32"]),
+        ("clt_l1", {"reads": MLP_IN[1:2], "writes": MLP_OUT[::-1]}, ["writes", "order of the layers"]),
+        ("clt_l1", {"reads": MLP_IN[2:3], "writes": MLP_OUT}, ["blocks.0.hook_mlp_out", "lies before"]),
+        ("compound_clt", {"reads": MLP_IN[::-1], "writes": MLP_OUT[::-1]}, ["reads", "order of the layers"]),
+        ("compound_clt", {"reads": MLP_IN[1:], "writes": MLP_OUT[:3]}, ["blocks.0.hook_mlp_out", "lies before"]),
+        ("clt_topk", {"writes": [MLP_OUT[1], MLP_OUT[1]]}, ["writes", "'blocks.1.hook_mlp_out' twice"]),
+        ("compound_clt", {"reads": MLP_IN[:1] * 2, "writes": MLP_OUT[:2]}, ["reads", "'blocks.0.mlp.hook_in' twice"]),
+        ("l1_crosscoder", {"hookpoints": ["blocks.1.hook_resid_post"] * 2}, ["hookpoints", "twice"]),
+        ("l1_crosscoder", {"hookpoints": []}, ["hookpoints is empty"]),
+        ("l1_crosscoder", {"hookpoints": ["blocks.9.hook_resid_post"]}, ["blocks.9", "Did you mean"]),
+        ("l1_crosscoder", {"hookpoints": [""]}, ["hookpoint ''", "Known"]),
+        ("l1_crosscoder", {"hookpoints": ["blocks.1.attn.hook_pattern"]}, ["hook_pattern"]),
+        ("skip_transcoder", {"reads": MLP_IN[:2]}, ["(2, 16)", "(16,)"]),
+        ("skip_transcoder", {"models": TWO}, ["(16,)", "(2, 16)"]),
+        ("sae_topk", {"models": TWO}, ["(16,)", "(2, 1, 16)"]),
+        ("l1_crosscoder", {"sequence_length": 65}, ["sequence_length=65", "64"]),
+        ("l1_crosscoder", {"sequence_length": 1}, ["sequence_length=1", "at least 2"]),
+        ("l1_crosscoder", {"seed": -1}, ["seed=-1", "at least 0"]),
+        ("l1_crosscoder", {"seed": 2**63}, ["seed=9223372036854775808", "at most"]),
+        ("l1_crosscoder", {"betas": ("nan", 0.9)}, ["betas=", "at least 0"]),
+        ("l1_crosscoder", {"betas": (-0.1, 0.9)}, ["betas=", "at least 0"]),
+        ("l1_crosscoder", {"clip_norm": "inf"}, ["clip_norm=inf", "finite"]),
+        ("l1_crosscoder", {"lr_warmup": 0.9, "lr_decay": 1.01}, ["lr_decay=1.01", "between 0 and 1"]),
+        ("l1_crosscoder", {"lr_warmup": "nan"}, ["lr_warmup=nan", "between 0 and 1"]),
+        ("l1_crosscoder", {"device": "cuda:99"}, ["device", "cuda:99"]),
+        ("l1_crosscoder", {"device": "gpu"}, ["device", "gpu", "cuda"]),
+        ("l1_crosscoder", {"device": "meta"}, ["device", "meta"]),
+        ("l1_crosscoder", {"device": ""}, ["device", "''"]),
+        ("l1_crosscoder", {"model_dtype": "float64"}, ["--model-dtype='float64'", "'float32', 'bfloat16', 'float16'"]),
+        ("l1_crosscoder", {"model_dtype": "bf16"}, ["--model-dtype='bf16'", "'bfloat16'"]),
+        ("l1_crosscoder", {"precision": "fp16"}, ["--precision='fp16'", "'fp32', 'bf16'"]),
+        ("l1_crosscoder", {"wandb_mode": "of"}, ["--wandb-mode='of'", "'offline', 'online', 'disabled'"]),
+        ("l1_crosscoder", {"wandb_mode": "offline", "wandb_project": "a/b"}, ["wandb_project='a/b'", "without /"]),
+        ("l1_crosscoder", {"wandb_mode": "offline", "wandb_project": "a" * 129}, ["wandb_project=", "128"]),
+        ("l1_crosscoder", {"wandb_mode": "offline", "wandb_project": ""}, ["wandb_project=''", "1 to 128"]),
+        ("l1_crosscoder", {"revisions": ["main"]}, ["'main'", "is local"]),
+        ("l1_crosscoder", {"revisions": ["main", "v2"]}, ["revisions has 2", "1 models"]),
+        ("l1_crosscoder", {"models": []}, ["models is empty"]),
+        ("l1_crosscoder", {"models": [""]}, ["model ''", "no such folder"]),
+        ("l1_crosscoder", {"models": ["embedded:"]}, ["''", "'base'"]),
+        ("l1_crosscoder", {"models": ["not-a-model-of-the-hub"]}, ["'not-a-model-of-the-hub'", "no local folder"]),
+        ("l1_crosscoder", {"models": ["a b"]}, ["'a b'"]),
+        ("l1_crosscoder", {"dataset": "nobody/no-such-data"}, ["'nobody/no-such-data'", "no local file"]),
+        ("l1_crosscoder", {"dataset": "./nowhere"}, ["nowhere", "does not exist"]),
+        ("l1_crosscoder", {"dataset": ""}, ["dataset"]),
+        ("l1_crosscoder", {"cache": "/proc/nowhere"}, ["cache", "/proc/nowhere"]),
+        ("l1_crosscoder", {"output": "/proc/nowhere"}, ["output", "/proc/nowhere"]),
+        ("l1_crosscoder", {"output": "/dev/null"}, ["output='/dev/null'", "is a file"]),
+        ("l1_crosscoder", {"output": "/dev/null/run"}, ["output='/dev/null/run'", "'/dev/null' is a file"]),
+        ("l1_crosscoder", {"output": "a\0b"}, ["output"]),
+        ("l1_crosscoder", {"output": "/" + "a" * 300}, ["output"]),
     ],
-    ids=lambda value: value if isinstance(value, str) else None,
+    ids=lambda value: str(value)[:60] if isinstance(value, str | dict) else "",
 )
 def test_an_impossible_option_is_one_line(recipe: str, given: dict, said: list[str], refusal) -> None:
     """The line names the option, its value and what is allowed."""
@@ -283,6 +411,102 @@ def test_a_run_that_was_cut_short_is_not_overwritten(folder: Path, tmp_path: Pat
     line = refusal("l1_crosscoder", num_steps=2)
     assert "cut short" in line
     assert "--resume" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("broken.jsonl", ["broken.jsonl", "line 3", "not JSON"]),
+        ("list.jsonl", ["list.jsonl", "object"]),
+        ("object.json", ["object.json", "list"]),
+        ("numbers.jsonl", ["numbers.jsonl", "neither a text nor a list"]),
+        ("ids.jsonl", ["ids.jsonl", "ids from 1 to 64", "63"]),
+        ("latin.txt", ["latin.txt", "could not be read", "utf-8"]),
+        ("no.parquet", ["no.parquet", "could not be read"]),
+        ("no.jsonl.gz", ["no.jsonl.gz", "could not be read"]),
+        ("text.csv", ["text.csv", "suffix", ".parquet"]),
+        ("no_text", ["no_text", "holds no"]),
+        ("blank.txt", ["blank.txt", "no document"]),
+        ("txet.txt", ["txet.txt", "does not exist", "Did you mean", "text.txt"]),
+    ],
+)
+def test_text_that_cannot_be_read(name: str, said: list[str], folder: Path, refusal) -> None:
+    """The file is named, the line where there is one, and why."""
+    column = "body" if name == "broken.jsonl" else "text"
+    line = refusal("l1_crosscoder", dataset=folder / name, text_column=column)
+    for part in said:
+        assert part in line
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("no_model", ["no_model", "config.json"]),
+        ("cut", ["cut", "model.safetensors"]),
+        ("no_weights", ["no_weights", "safetensors"]),
+        ("no_tokenizer", ["no_tokenizer", "could not be read"]),
+        ("half_config", ["half_config", "could not be read"]),
+        ("unknown_type", ["unknown_type", "could not be read", "lama"]),
+    ],
+)
+def test_a_damaged_model_folder(name: str, said: list[str], folder: Path, refusal) -> None:
+    """The folder is named, and what is wrong with it, before anything is read in earnest."""
+    line = refusal("l1_crosscoder", models=[folder / name])
+    for part in said:
+        assert part in line
+
+
+def test_the_project_that_the_environment_names(folder: Path, refusal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """WANDB_PROJECT is checked as the option is."""
+    monkeypatch.setenv("WANDB_PROJECT", "a#b")
+    assert "WANDB_PROJECT='a#b'" in refusal("l1_crosscoder", wandb_mode="offline")
+
+
+def numbers_that_cannot_be() -> Iterator[tuple[str, str, str]]:
+    """(recipe, option, value): what no number of any recipe may be, and counts of nothing."""
+    for file in sorted(RECIPES.glob("*.py")):
+        parameters = inspect.signature(factory(file.stem)).parameters
+        for name, parameter in parameters.items():
+            if type(parameter.default) is int:
+                yield file.stem, name, "-1"
+            if type(parameter.default) is float:
+                for value in ("-1.0", "nan", "inf"):
+                    yield file.stem, name, value
+    for field in attrs.fields(RunOptions):
+        if field.type is int and field.name != "seed":
+            for value in ("0", "-1"):
+                yield "sae_topk", field.name, value
+
+
+@pytest.mark.parametrize(("recipe", "name", "value"), numbers_that_cannot_be())
+def test_a_number_that_cannot_be(recipe: str, name: str, value: str, refusal) -> None:
+    """Every number of every recipe: the line names the option as the user wrote it, its value and what is allowed."""
+    line = refusal(recipe, **{name: value})
+    assert f"{name}={value}" in line
+    assert "at least" in line or "finite" in line
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("recipes/sae_topk.py --models ./nowhere", "error: model './nowhere'"),
+        ("recipes/compound_clt.py --k 3.5", "error: --k='3.5' must be a whole number."),
+        ("-m crosscode evaluate ./nowhere", "error: 'nowhere"),
+    ],
+)
+def test_a_real_process_ends_with_2_and_one_line(command: str, said: str, tmp_path: Path) -> None:
+    """As the user runs it, in a directory of its own that stays empty."""
+    script, *rest = command.split()
+    script = str(RECIPES.parent / script) if script.endswith(".py") else script
+    path = str(Path(crosscode.__file__).parents[1])
+    ran = subprocess.run(
+        [sys.executable, script, *rest],
+        capture_output=True, text=True, check=False, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
+    assert (ran.returncode, ran.stdout) == (2, "")
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith(said)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_vocabulary_of_the_tests_fits() -> None:

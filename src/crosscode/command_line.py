@@ -5,6 +5,7 @@ import functools
 import inspect
 import io
 import itertools
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import attrs
 
+from crosscode.checks import at_least
 from crosscode.errors import BadInput, CrosscodeError, close_match
 
 KINDS: Mapping[Any, str] = {int: "a whole number", float: "a number", str: "a text", Path: "a path"}
@@ -31,10 +33,15 @@ def errors_in_one_line() -> Iterator[None]:
 def read_options(factory: Callable[..., Any], arguments: Sequence[str]) -> tuple[Any, dict[str, Any]]:
     """The `run` of a recipe and its scheme's options, from words; what cannot be read is told in one line.
 
+    A number of a scheme is finite, and not negative unless its default is.
+
     Raises:
         BadInput: naming the option, what it was and what is allowed.
     """
     _, scheme = _read(factory, arguments, f"{factory.__name__}.py")
+    for name, parameter in inspect.signature(factory).parameters.items():
+        if type(parameter.default) in (int, float):
+            _check_number(name, scheme[name], parameter.default)
     return scheme.pop("run"), scheme
 
 
@@ -92,6 +99,13 @@ def _read(function: Callable[..., Any], arguments: Sequence[str], prog: str) -> 
             _complaint(arguments, kinds) or f"unknown option {unknown[0]!r}.{close_match(unknown[0], kinds)}"
         )
     return parsed
+
+
+def _check_number(name: str, value: float | int, default: float | int) -> None:
+    if not math.isfinite(value):
+        raise BadInput(f"{name}={value} must be a finite number.")
+    if default >= 0:
+        at_least(name, value, 0)
 
 
 def _kinds(function: Callable[..., Any]) -> dict[str, Any]:

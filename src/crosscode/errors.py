@@ -3,9 +3,15 @@
 import difflib
 from collections.abc import Iterable
 
+LONGEST = 1000  # characters of an error's text; what is quoted may be of any length
+
 
 class CrosscodeError(Exception):
     """Every error that crosscode raises on purpose; its text is one line meant for the user."""
+
+    def __init__(self, text: str) -> None:
+        line = " ".join(text.splitlines())
+        super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST * 3 // 4]} … {line[-LONGEST // 5 :]}")
 
 
 class BadInput(CrosscodeError, ValueError):

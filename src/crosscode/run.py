@@ -9,13 +9,17 @@ makes every argument of the factory, and of `RunOptions`, an option of the comma
 import functools
 import inspect
 import json
+import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_origin
 
 import attrs
 import torch
+from beartype.door import is_bearable
 from torch import Tensor
 
 from crosscode.activations import JumpReLU
@@ -30,7 +34,7 @@ from crosscode.callbacks import (
     WeightsAndBiases,
     print_time,
 )
-from crosscode.checks import at_least, positive, share
+from crosscode.checks import at_least, at_most, count, one_of, positive, share
 from crosscode.command_line import errors_in_one_line, read_options
 from crosscode.data import (
     ActivationCache,
@@ -50,7 +54,9 @@ from crosscode.report import draw_run, print_exclusivity, print_summary
 from crosscode.run_folder import (
     CHECKPOINTS,
     SUMMARY,
+    check_output,
     locked,
+    made_unless_refused,
     refuse_cut_short,
     saying_how_to_resume,
     take_up,
@@ -65,6 +71,9 @@ RESIDUAL = "blocks.2.hook_resid_post"
 MLP_INPUTS = tuple(f"blocks.{i}.mlp.hook_in" for i in range(4))
 MLP_OUTPUTS = tuple(f"blocks.{i}.hook_mlp_out" for i in range(4))
 OPTIONS = "options.json"  # of a run's folder: models, data and hookpoints can be had again from it
+COUNTS = (
+    *("batch_size", "accumulate", "shuffle_buffer", "init_tokens", "log_every", "checkpoint_every", "eval_tokens"),
+)
 SPLITS = {"train": "training split", "held_out": "held-out split"}
 
 
@@ -156,17 +165,23 @@ class RunOptions:
     profile: bool = False
 
     def __attrs_post_init__(self) -> None:
+        for field in attrs.fields(RunOptions):
+            _check_type(self, field)
         if not self.models:
             raise BadInput("models is empty: name at least one.")
         if self.revisions and len(self.revisions) != len(self.models):
             raise BadInput(f"revisions has {len(self.revisions)} entries for {len(self.models)} models.")
-        at_least("init_tokens", self.init_tokens, 1)
-        at_least("eval_tokens", self.eval_tokens, 1)
+        for name in COUNTS:
+            count(name, getattr(self, name))
+        count("sequence_length", self.sequence_length, least=2)
+        at_least("seed", self.seed, 0)
+        at_most("seed", self.seed, 2**63 - 1, "the largest seed")
         share("lr_warmup", self.lr_warmup)
         share("lr_decay", self.lr_decay)
         positive("clip_norm", self.clip_norm)
         if not all(0 <= beta < 1 for beta in self.betas):
             raise BadInput(f"betas={self.betas} must both be at least 0 and less than 1.")
+        _check_project("wandb_project", self.wandb_project)
 
     @functools.cached_property
     def language_models(self) -> list[LanguageModel]:
@@ -248,6 +263,13 @@ class RunOptions:
             raise BadInput(f"null={self.null!r} takes the second model's place: models={self.models} must name two.")
         if (self.null, self.null_revision) == (self.models[0], self.revisions[0] if self.revisions else None):
             raise BadInput(f"null={self.null!r} is the first model itself, beside which no latent is ever exclusive.")
+        if len(default.reads) > 1 and len(self.reads) != len(self.writes):
+            raise BadInput(f"reads={self.reads} and writes={self.writes}: each layer read needs its own written one.")
+        _check_order("reads", self.reads)
+        _check_order("writes", self.writes)
+        for read, written in zip(self.reads, self.writes):
+            if (_layer(written) or 0) < (_layer(read) or 0):
+                raise BadInput(f"writes={written!r} lies before reads={read!r}: a layer can only write from there on.")
 
     def beside_null(self, recipe: str) -> "RunOptions":
         """This run with the null in the second model's place, in a folder within its own; loads no model twice."""
@@ -296,14 +318,44 @@ class RunOptions:
         try:
             fields = json.loads(file.read_text())
             paths = {name: fields[name] and Path(fields[name]) for name in ("cache", "output")}
-            lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
-            return cls(**{**fields, **lists, **paths})
+            return cls(**{**fields, **paths})
         except FileNotFoundError:
             raise BadInput(f"{str(file.parent)!r} is no folder of a run: {file.name} is missing.") from None
         except BadInput:
             raise
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
             raise BadInput(f"{str(file)!r} does not hold a run's options: {error}") from error
+
+
+def _check_type(run: RunOptions, field: Any) -> None:
+    """Options come from Python and from JSON too: lists stand for tuples, whole numbers for numbers."""
+    value = getattr(run, field.name)
+    if isinstance(value, list) or (field.type is float and type(value) is int):
+        value = tuple(value) if isinstance(value, list) else float(value)
+        object.__setattr__(run, field.name, value)
+    if get_origin(field.type) is Literal:
+        one_of(field.name, value, field.type)
+    if not is_bearable(value, field.type) or isinstance(value, bool) != (field.type is bool):
+        wanted = getattr(field.type, "__name__", field.type) if isinstance(field.type, type) else field.type
+        raise BadInput(f"{field.name}={value!r} must be of type {wanted}.")
+
+
+def _check_project(name: str, project: str | None) -> None:
+    """What wandb takes for a project's name, so that a run is not refused by it when it has begun."""
+    if project is not None and (not project or len(project) > 128 or set(project) & set("/\\#?%:")):
+        raise BadInput(f"{name}={project!r} is no wandb project: 1 to 128 characters without / \\ # ? % and :.")
+
+
+def _layer(hookpoint: str) -> int | None:
+    """The block that a hookpoint lies in, where its name says so."""
+    found = re.match(r"blocks\.(\d+)\.", hookpoint)
+    return None if found is None else int(found[1])
+
+
+def _check_order(name: str, hookpoints: Sequence[str]) -> None:
+    for one, next_one in pairwise(hookpoints):
+        if (_layer(next_one) or 0) < (_layer(one) or 0):
+            raise BadInput(f"{name}: {next_one!r} comes after {one!r}: give hookpoints in the order of the layers.")
 
 
 def _absolute(field: Any, value: Any) -> Any:
@@ -436,8 +488,7 @@ def run_recipe(trainer: Trainer, run: RunOptions, name: str) -> dict[str, Any]:
         *([] if profile is None else [profile]),
     )
     trainer.held_out = held_out_of(trainer.model, run)
-    directory.mkdir(parents=True, exist_ok=True)
-    with locked(directory):
+    with made_unless_refused(directory, trainer), locked(directory):
         take_up(trainer, directory, run.resume, run.resume_changed)
         (directory / SUMMARY).unlink(missing_ok=True)
         with writing(directory):
@@ -492,6 +543,8 @@ def main(factory: Callable[..., Trainer], arguments: Sequence[str] | None = None
     with errors_in_one_line():
         run, scheme = read_options(factory, arguments)
         run.check_like(inspect.signature(factory).parameters["run"].default)
+        check_output(run.directory(factory.__name__))
+        _check_project("WANDB_PROJECT", os.environ.get("WANDB_PROJECT") or None)
         torch.manual_seed(run.seed)
         with saying_how_to_resume(run.directory(factory.__name__), arguments):
             if run.null is not None:

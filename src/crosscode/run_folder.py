@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,37 @@ from crosscode.training import Interrupted, NumericalError, Trainer, load_checkp
 LOCK = "run.lock"
 CHECKPOINTS = "checkpoints"
 SUMMARY = "summary.json"  # there once a run is complete
+
+
+def check_output(directory: Path) -> None:
+    """Refuse an output that cannot be written to, without making anything yet."""
+    nearest = directory
+    try:
+        while not nearest.exists() and nearest != nearest.parent:
+            nearest = nearest.parent
+    except OSError as error:  # a name that is too long
+        raise BadInput(f"output={str(directory)!r} cannot be made: {error.strerror}.") from error
+    if not nearest.is_dir():
+        raise BadInput(f"output={str(directory)!r}: {str(nearest)!r} is a file, not a directory.")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise BadInput(f"output={str(directory)!r}: {str(nearest)!r} cannot be written to.")
+
+
+@contextmanager
+def made_unless_refused(directory: Path, trainer: Trainer) -> Iterator[None]:
+    """The directory of a run; one that was not there before is gone again if the input is refused before a step."""
+    made = not directory.exists()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:  # a name with a zero byte is a ValueError
+        why = getattr(error, "strerror", None) or error
+        raise BadInput(f"output={str(directory)!r} cannot be made: {why}.") from error
+    try:
+        yield
+    except BadInput:
+        if made and trainer.state.step == 0:
+            shutil.rmtree(directory, ignore_errors=True)
+        raise
 
 
 @contextmanager

@@ -42,6 +42,7 @@ from crosscode.models import (
     sae,
 )
 from crosscode.penalties import L1OfNorms
+from crosscode.run import RunOptions
 from crosscode.training import load_checkpoint, newest_checkpoint, save_checkpoint
 
 T = TypeVar("T")
@@ -361,6 +362,7 @@ def originals() -> Path:
     ActivationCache(folder / "cache").get(MODEL, ["a"], TOKENS_HS)
     rows = [{"step": step, "train/loss": 1 / step, "train/l0/mean": 2.0} for step in range(1, 5)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    RunOptions(models=("embedded:base", "embedded:tuned"), cache=folder).write(folder / "options.json")
     return folder
 
 
@@ -489,10 +491,20 @@ def cache(data: bytes) -> None:
         assert tuple(acts.shape) == (2, 3, 1, 4)
 
 
+def options(data: bytes) -> None:
+    """The options of a run, from its folder."""
+    choices = Choices(data)
+    with copy_of("options.json") as file:
+        file.write_bytes(choices.json_file(file.read_bytes()))
+        run = reads_or_refuses(lambda: RunOptions.read(file), file.parent)
+        assert run is None or run.models
+
+
 TARGETS: Mapping[str, Callable[[bytes], None]] = {
     "spec": spec,
     "weights": weights,
     "checkpoint": checkpoint,
     "metrics": metrics,
     "cache": cache,
+    "options": options,
 }

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 KEPT: list[tuple[str, str]] = [
     ("spec", "fc3c941b06cb79c9a862b60b329de8d34b"),
+    ("weights", "0c04000200082a24" + "c5" * 85 + "2a2a2a"),
     ("checkpoint", "f967bdafdf0e7337420c13f8f5d40f6ce079d1b987376f07"),
     ("checkpoint", "6b5e248acec88aeb64f33bdc"),
     ("checkpoint", "86d2c96e760e819b85c924c3597164c4a6058a00581a22b2"),

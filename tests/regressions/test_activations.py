@@ -160,15 +160,11 @@ def test_parts_that_rank_differently_are_refused_at_once() -> None:
         (lambda: SparseCoder(DenseEncoder((), 2, 4), TopK(5), DenseDecoder(4, (), 2)), "TopK.k=5"),
         (lambda: SparseCoder(DenseEncoder((), 2, 4), JumpReLU(5), DenseDecoder(4, (), 2)), "JumpReLU.n_latents=5"),
         (
-            lambda: SparseCoder(
-                DenseEncoder((), 2, 4), SeparateBudgets(TopK(1), TopK(3), 2), DenseDecoder(4, (), 2)
-            ),
+            lambda: SparseCoder(DenseEncoder((), 2, 4), SeparateBudgets(TopK(1), TopK(3), 2), DenseDecoder(4, (), 2)),
             "TopK.k=3",
         ),
         (
-            lambda: SparseCoder(
-                DenseEncoder((), 2, 4), PerSite([ReLU(), ReLU(), ReLU()]), DenseDecoder(4, (), 2)
-            ),
+            lambda: SparseCoder(DenseEncoder((), 2, 4), PerSite([ReLU(), ReLU(), ReLU()]), DenseDecoder(4, (), 2)),
             "n_latents=4",
         ),
     ],

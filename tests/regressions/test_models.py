@@ -158,9 +158,7 @@ def test_three_models_are_as_good_as_two() -> None:
         (lambda: SharedDecoder(4, 2, (2,), 3, widths_Xo=(3, 2)), "widths_Xo"),
         (lambda: LinearSkip((), 2, (3,), 2, [(0, 3)]), r"\(0, 3\)"),
         (
-            lambda: SparseCoder(
-                DenseEncoder((), 2, 4), ReLU(), DenseDecoder(4, (), 2), LinearSkip((), 3, (), 2)
-            ),
+            lambda: SparseCoder(DenseEncoder((), 2, 4), ReLU(), DenseDecoder(4, (), 2), LinearSkip((), 3, (), 2)),
             "skip",
         ),
     ],

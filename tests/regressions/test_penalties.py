@@ -21,9 +21,7 @@ def test_the_pre_activation_loss_sees_pre_activations(shared: bool) -> None:
     jumprelu = JumpReLU(1, 0.5, parametrisation="raw")
     decoder = SharedDecoder(1, 1, (1,), 1) if shared else DenseDecoder(1, (1,), 1)
     weights = "decoder.W_shared_LsPD" if shared else "decoder.W_dec_LXoDo"
-    coder = put(
-        SparseCoder(DenseEncoder((1,), 1, 1), jumprelu, decoder), {"encoder.b_enc_L": [-2], weights: [1]}
-    )
+    coder = put(SparseCoder(DenseEncoder((1,), 1, 1), jumprelu, decoder), {"encoder.b_enc_L": [-2], weights: [1]})
     trace = Trace.of(coder, Batch.autoencode(f64([[[1]]])))
     faulty = (jumprelu.threshold_L - trace.latents_BL).relu().sum()
     assert faulty.item() == 0.5

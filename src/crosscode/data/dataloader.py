@@ -219,6 +219,8 @@ class Dataloader:
         for name in known if names is None else (names,) if isinstance(names, str) else names:
             if name not in known:
                 raise BadInput(f"{argument}={name!r} is not among the harvested hookpoints.{close_match(name, known)}")
+            if known.index(name) in columns:
+                raise BadInput(f"{argument} has {name!r} twice.")
             columns.append(known.index(name))
         if not columns:
             raise BadInput(f"{argument} is empty: name at least one hookpoint.")

@@ -125,6 +125,8 @@ class TokenSequences:
                 "dataset is an iterator, which can be read only once: hand in a list, or an object whose __iter__ "
                 "starts anew."
             )
+        if self.source == "":
+            raise BadInput("dataset='' is empty: name 'embedded', a file, a folder or a data set of the hub.")
         _ = self._text  # a file that is not there is found now
 
     def __iter__(self) -> "OrderedSequences":
