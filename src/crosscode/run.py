@@ -66,6 +66,7 @@ from crosscode.run_folder import (
 from crosscode.saving import save
 from crosscode.schedulers import WarmupStableDecay
 from crosscode.training import Trainer, describe, newest_checkpoint
+from crosscode.training.memory import Estimate, estimate, free_bytes, free_disk
 
 RESIDUAL = "blocks.2.hook_resid_post"
 MLP_INPUTS = tuple(f"blocks.{i}.mlp.hook_in" for i in range(4))
@@ -122,6 +123,7 @@ class RunOptions:
         checkpoint_keep_every: checkpoints of steps that are a multiple of this stay too.
         eval_tokens: held-out tokens of the final figures.
         quiet: no progress bar and no summary.
+        dry_run: print what the run would take of memory, part by part, and stop; no weights are read.
         profile: print tokens/s and the share of time in each phase; write a trace of 20 steps to `profile.json`.
     """
 
@@ -162,6 +164,7 @@ class RunOptions:
     checkpoint_keep_every: int | None = None
     eval_tokens: int = 30_000
     quiet: bool = False
+    dry_run: bool = False
     profile: bool = False
 
     def __attrs_post_init__(self) -> None:
@@ -534,10 +537,26 @@ def _measure(trainer: Trainer, run: RunOptions, name: str, spent: TimeSpent | No
     return summary
 
 
+def memory_of(factory: Callable[..., Trainer], run: RunOptions, scheme: Mapping[str, Any]) -> Estimate:
+    """What a run would take of memory, from a coder without values; the data are found, and not yet read."""
+    for model in run.language_models:
+        _ = model.hookpoints
+    without_values = attrs.evolve(run, device="meta")
+    for shared in ("language_models", "_dataloaders"):
+        vars(without_values)[shared] = getattr(run, shared)
+    try:
+        with torch.device("meta"):
+            trainer = factory(without_values, **scheme)
+    except (NotImplementedError, RuntimeError):  # a recipe of one's own that looks at values
+        trainer = factory(run, **scheme)
+    return estimate(trainer, dataloader_of(trainer), torch.device(run.device))
+
+
 def main(factory: Callable[..., Trainer], arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """The command line of a recipe: every argument of the factory and of its `RunOptions` is an option.
 
-    Bad input ends the program with one line and exit code 2, Ctrl-C with 130, SIGTERM with 143.
+    Bad input ends the program with one line and exit code 2, and so does a run that takes more memory than is free;
+    Ctrl-C ends it with 130, SIGTERM with 143.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     with errors_in_one_line():
@@ -545,6 +564,12 @@ def main(factory: Callable[..., Trainer], arguments: Sequence[str] | None = None
         run.check_like(inspect.signature(factory).parameters["run"].default)
         check_output(run.directory(factory.__name__))
         _check_project("WANDB_PROJECT", os.environ.get("WANDB_PROJECT") or None)
+        memory = memory_of(factory, run, scheme)
+        free = free_bytes(memory.device), free_disk(run.directory(factory.__name__))
+        if run.dry_run:
+            print(memory.table(*free))
+            return {}
+        memory.check(*free)
         torch.manual_seed(run.seed)
         with saying_how_to_resume(run.directory(factory.__name__), arguments):
             if run.null is not None:

@@ -4,6 +4,7 @@ import importlib.util
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from crosscode.data import embedded
 from crosscode.data.language_model import SpliceableModel
@@ -59,6 +60,7 @@ def _resolve(name: str, revision: str | None) -> tuple[str, str | None]:
     elif name and folder.is_dir():
         if not (folder / "config.json").is_file():
             raise BadInput(f"model {name!r} is a folder without config.json: not a save_pretrained folder.")
+        _check_weights(name, folder)
         # As an absolute path: the bridge takes a bare "pythia" for the hub's EleutherAI/pythia-70m.
         source = str(folder.resolve()), None
     elif name.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
@@ -70,10 +72,24 @@ def _resolve(name: str, revision: str | None) -> tuple[str, str | None]:
     return source
 
 
+def _check_weights(name: str, folder: Path) -> None:
+    """Whether the weights are there and whole, as far as their headers and lengths tell: nothing else is read."""
+    if not any(file.suffix in (".safetensors", ".bin", ".gguf") for file in folder.iterdir()):
+        raise BadInput(f"model {name!r} is a folder without weights: no .safetensors, .bin or .gguf file.")
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise BadInput(f"model {name!r}: {file.name} is damaged: {first_line(error)}") from error
+
+
 def _device(device: str | torch.device) -> torch.device:
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
+        if found.type == "meta":
+            raise NotImplementedError("it holds no values")
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise BadInput(f"device {str(device)!r} is not available here: {first_line(error)}") from error
     return found

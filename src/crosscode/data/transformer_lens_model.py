@@ -117,6 +117,22 @@ class TransformerLensModel:
         """Whether the weights have been read."""
         return "hf_model" in self.__dict__
 
+    @cached_property
+    def weight_bytes(self) -> int:
+        """What the weights take, told by a skeleton without them."""
+        from transformers import AutoModelForCausalLM
+
+        with _quiet("transformers"), torch.device("meta"):
+            skeleton = AutoModelForCausalLM.from_config(self.config)
+        return sum(self.dtype.itemsize * parameter.numel() for parameter in skeleton.parameters())
+
+    def pass_bytes(self, n_tokens: int) -> int:
+        """About what a forward pass holds at once: the residual stream, a layer's own activations, its MLP's."""
+        config = self.config.get_text_config()
+        d_model = config.hidden_size
+        d_mlp = getattr(config, "intermediate_size", None) or 4 * d_model
+        return n_tokens * self.dtype.itemsize * (8 * d_model + 4 * d_mlp)
+
     def width(self, hookpoint: str) -> int:
         if hookpoint not in self._widths:
             raise BadInput(

@@ -74,6 +74,10 @@ class JanUpdate:
         instance("JanUpdate.jumprelu", self.jumprelu, JumpReLU, "the coder's own JumpReLU")
         count("JanUpdate.n_tokens", self.n_tokens)
 
+    def working_bytes(self, coder: SparseCoder) -> int:
+        """What quantiles over tokens take: the inputs, batch by batch and together, and a chunk of latents, sorted."""
+        return _working_bytes(coder, self.n_tokens, self.firing_rate)
+
     @torch.no_grad()
     def __call__(self, coder: SparseCoder, data: Iterable[Batch]) -> None:
         require_autoencoder(coder, "JanUpdate")
@@ -106,6 +110,10 @@ class JumpReLUWithoutBias:
         instance("JumpReLUWithoutBias.jumprelu", self.jumprelu, JumpReLU, "the coder's own JumpReLU")
         count("JumpReLUWithoutBias.n_tokens", self.n_tokens)
 
+    def working_bytes(self, coder: SparseCoder) -> int:
+        """What quantiles over tokens take: the inputs, batch by batch and together, and a chunk of latents, sorted."""
+        return _working_bytes(coder, self.n_tokens, self.firing_rate)
+
     @torch.no_grad()
     def __call__(self, coder: SparseCoder, data: Iterable[Batch]) -> None:
         require_autoencoder(coder, "JumpReLUWithoutBias")
@@ -127,3 +135,9 @@ def draw_jan_update_weights(coder: SparseCoder, seed: int) -> None:
     coder.decoder.assign_(uniform(shape, n_inputs**-0.5, generator).to(coder.scale_out_Xo))
     coder.encoder.assign_(transposed(coder.decoder.dense()) * (n_inputs / coder.n_latents))
     zero_biases(coder)
+
+
+def _working_bytes(coder: SparseCoder, n_tokens: int, firing_rate: float | None) -> int:
+    n = max(n_tokens, round(10 / (firing_rate or default_firing_rate(coder.n_latents))))
+    chunk = min(n * coder.n_latents, MOST_QUANTILE_ELEMENTS // 4)
+    return 8 * n * coder.shift_in_XiDi.numel() + 32 * chunk  # torch.quantile copies, sorts, and keeps 64-bit places

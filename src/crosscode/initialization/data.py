@@ -181,6 +181,11 @@ class DecoderBias:
         one_of("DecoderBias.centre", self.centre, Centre)
         count("DecoderBias.n_tokens", self.n_tokens)
 
+    def working_bytes(self, coder: SparseCoder) -> int:
+        """What the targets take while their centre is found: batch by batch, together, and in float64."""
+        per_number = 4 + 4 + (8 if self.centre == "mean" else 16)
+        return per_number * self.n_tokens * coder.shift_out_XoDo.numel()
+
     @torch.no_grad()
     def __call__(self, coder: SparseCoder, data: Iterable[Batch]) -> None:
         if coder.decoder.b_dec_XoDo is None:

@@ -189,6 +189,10 @@ class ZeroDecoderSkip:
         positive("ZeroDecoderSkip.norm", self.norm)
         count("ZeroDecoderSkip.n_tokens", self.n_tokens)
 
+    def working_bytes(self, coder: SparseCoder) -> int:
+        """What the means are taken of: inputs or targets, batch by batch and together."""
+        return 8 * self.n_tokens * max(coder.shift_in_XiDi.numel(), coder.shift_out_XoDo.numel())
+
     @torch.no_grad()
     def __call__(self, coder: SparseCoder, data: Iterable[Batch]) -> None:
         if coder.activation.score_norm is not None:
@@ -219,6 +223,10 @@ class OrthogonalSkip:
         positive("OrthogonalSkip.gain", self.gain)
         positive("OrthogonalSkip.norm", self.norm)
         count("OrthogonalSkip.n_tokens", self.n_tokens)
+
+    def working_bytes(self, coder: SparseCoder) -> int:
+        """What the means are taken of: inputs or targets, batch by batch and together."""
+        return 8 * self.n_tokens * max(coder.shift_in_XiDi.numel(), coder.shift_out_XoDo.numel())
 
     @torch.no_grad()
     def __call__(self, coder: SparseCoder, data: Iterable[Batch]) -> None:
