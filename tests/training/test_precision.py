@@ -1,4 +1,4 @@
-"""What bfloat16 products cost in quality: a run ends where the float32 run ends. Their speed: `benchmarks/precision.py`."""
+"""What bfloat16 costs in quality: a run ends where the float32 run ends. Its speed: `benchmarks/precision.py`."""
 
 from collections.abc import Callable
 

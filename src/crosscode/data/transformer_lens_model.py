@@ -129,8 +129,8 @@ class TransformerLensModel:
     def pass_bytes(self, n_tokens: int) -> int:
         """About what a forward pass holds at once: the residual stream, a layer's own activations, its MLP's."""
         config = self.config.get_text_config()
-        d_model = config.hidden_size
-        d_mlp = getattr(config, "intermediate_size", None) or 4 * d_model
+        d_model: int = config.hidden_size
+        d_mlp: int = getattr(config, "intermediate_size", None) or 4 * d_model
         return n_tokens * self.dtype.itemsize * (8 * d_model + 4 * d_mlp)
 
     def width(self, hookpoint: str) -> int:

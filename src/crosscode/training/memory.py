@@ -203,7 +203,8 @@ def _step_bytes(trainer: Trainer, n_tokens: int) -> tuple[int, str]:
 def free_bytes(device: torch.device) -> int:
     """Bytes that may still be taken on a device; on the host, the least of what the system and the container leave."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free)
     import psutil
 
     return min([psutil.virtual_memory().available, *_container_leaves()])
