@@ -207,7 +207,8 @@ def free_bytes(device: torch.device) -> int:
         return int(free)
     import psutil
 
-    return min([psutil.virtual_memory().available, *_container_leaves()])
+    available: int = psutil.virtual_memory().available
+    return min([available, *_container_leaves()])
 
 
 def _container_leaves(root: Path = Path("/sys/fs/cgroup")) -> list[int]:
