@@ -53,6 +53,14 @@ def peers(session: nox.Session) -> None:
         session.log(f"python benchmarks/{benchmark}.py --peers-python {session.bin}/python")
 
 
+@nox.session(name="triton")
+def triton_kernels(session: nox.Session) -> None:
+    """The GPU's kernels, in triton's interpreter where there is no GPU."""
+    install(session, "tests")
+    session.install("triton")
+    session.run("pytest", "tests/kernels/test_triton.py", *session.posargs)
+
+
 @nox.session
 def slow(session: nox.Session) -> None:
     """What takes minutes: a recipe on SmolLM2-135M from the package registry."""

@@ -5,6 +5,7 @@ over the *transposed* pattern: sort the entries by column once, then sum rows of
 """
 
 import functools
+import importlib.util
 import warnings
 from typing import Any
 
@@ -14,6 +15,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crosscode.kernels.pattern import Pattern
+
+
+def _triton_kernels(matrix: Tensor) -> Any | None:
+    """Kernels for where the matrix lies: on a GPU, where triton is installed; elsewhere torch's own products serve."""
+    return _import_triton_kernels() if matrix.is_cuda else None
+
+
+@functools.cache
+def _import_triton_kernels() -> Any | None:
+    if importlib.util.find_spec("triton") is None:
+        return None
+    from crosscode.kernels import triton_bags
+
+    return triton_bags
 
 
 def _bag(matrix_RO: Tensor, indices_N: Tensor, offsets_B1: Tensor, values_N: Tensor) -> Tensor:
@@ -26,6 +41,9 @@ def _bag(matrix_RO: Tensor, indices_N: Tensor, offsets_B1: Tensor, values_N: Ten
 
 def bag_rows(matrix_LO: Float[Tensor, "L O"], pattern: Pattern, values_N: Float[Tensor, " N"]) -> Float[Tensor, "B O"]:
     """Sparse (B x L) times dense (L x O)."""
+    if (kernels := _triton_kernels(matrix_LO)) is not None:
+        out_BO: Tensor = kernels.bag_rows(matrix_LO, pattern, values_N)
+        return out_BO
     return _bag(matrix_LO, pattern.indices_N, pattern.offsets_B1, values_N)
 
 
@@ -46,6 +64,9 @@ def sample_products(
     left_BO: Float[Tensor, "B O"], right_LO: Float[Tensor, "L O"], pattern: Pattern
 ) -> Float[Tensor, " N"]:
     """`<left[row], right[column]>` at every entry."""
+    if (kernels := _triton_kernels(left_BO)) is not None:
+        out_N: Tensor = kernels.sample_products(left_BO, right_LO, pattern)
+        return out_N
     if pattern.n_columns > pattern.n_rows:  # the smaller matrix is the one to be read at random: it stays in cache
         order_N, transposed = pattern.by_column
         products_N = _sample_rows(right_LO, left_BO, transposed)
