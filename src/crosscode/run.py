@@ -44,7 +44,7 @@ from crosscode.data import (
     TokenSequences,
     load_language_model,
 )
-from crosscode.data.documents import looks_local
+from crosscode.data.text_files import looks_local
 from crosscode.errors import BadInput, CrosscodeError
 from crosscode.evaluation import Compared, evaluate, exclusivity, latent_scaling
 from crosscode.metrics import FVU, L0, Dead, DecoderCosine, DecoderNormRatio, Density, Metric, Thresholds

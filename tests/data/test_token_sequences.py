@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from crosscode.data import TokenSequences, token_sequences
 from crosscode.data import documents as sources_module
+from crosscode.data import text_files as files_module
 from crosscode.errors import BadInput, CrosscodeError
 
 BOS, EOS = 0, 1
@@ -254,7 +255,7 @@ def test_a_file_that_cannot_be_read_for_a_moment_is_read_on(fake_model, tmp_path
             raise OSError(errno.EIO, "Input/output error")
         return loads(line)
 
-    monkeypatch.setattr(sources_module.json, "loads", fails)
+    monkeypatch.setattr(files_module.json, "loads", fails)
     packed = TokenSequences(
         tmp_path / "a.jsonl", fake_model(), separator="none", prepend_bos=False, sequence_length=300, split="all"
     )

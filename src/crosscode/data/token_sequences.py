@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from crosscode.data import documents
+from crosscode.data import documents, text_files
 from crosscode.data.documents import HubText, Place
 from crosscode.data.language_model import LanguageModel, one_at_a_time
 from crosscode.data.shuffle import shuffled_in_blocks
@@ -171,8 +171,8 @@ class TokenSequences:
             return self.source
         if self.source == "embedded":
             return "embedded"
-        if isinstance(self.source, Path) or documents.looks_local(self.source):
-            return documents.files_of(Path(self.source).expanduser())
+        if isinstance(self.source, Path) or text_files.looks_local(self.source):
+            return text_files.files_of(Path(self.source).expanduser())
         return HubText(self.source, self.hub_config, self.hub_split, self.hub_revision)
 
     def open(self, place: Place) -> documents.Documents:
@@ -187,7 +187,7 @@ class TokenSequences:
         if isinstance(self._text, HubText):
             return documents.open_hub(self._text, self.text_column, place)
         if isinstance(self.source, str | Path):
-            return documents.open_files(self._text, self.text_column, place)
+            return text_files.open_files(self._text, self.text_column, place)
         return documents.open_rows(lambda: self._text, f"dataset {_label(self.source)}", place)
 
     def in_split(self, index: int) -> bool:

@@ -16,7 +16,7 @@ import attrs
 import torch
 from torch import nn
 
-from crosscode.data import ActivationCache, TokenSequences, documents
+from crosscode.data import ActivationCache, TokenSequences, documents, text_files
 from crosscode.data.embedded.text import PACKAGES
 from crosscode.module import fields_of
 from crosscode.training.trainer import Trainer
@@ -83,10 +83,10 @@ def _describe_text(source: Any) -> Any:
         return documents.fingerprint(source)
     if source == "embedded":
         return {"embedded": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}}
-    if isinstance(source, str) and not documents.looks_local(source):
+    if isinstance(source, str) and not text_files.looks_local(source):
         return source
     path = Path(source).expanduser()
-    files = documents.files_of(path)
+    files = text_files.files_of(path)
     root = path if path.is_dir() else path.parent
     return {str(file.relative_to(root)): _describe_file(file, SAMPLED // len(files)) for file in files}
 
