@@ -23,8 +23,8 @@ import attrs
 from tqdm import tqdm
 
 from crosscode import Trainer, train_together
-from crosscode.evaluation import evaluate
-from crosscode.run import RunOptions, measures
+from crosscode.evaluation import evaluate, measures
+from crosscode.run import RunOptions
 
 HERE = Path(__file__).parent
 GRIDS: dict[str, dict[str, list[Any]]] = {

@@ -11,7 +11,10 @@ import crosscode
 
 PACKAGE = Path(crosscode.__file__).parent
 FLOORS = [
-    ("errors", "checks", "module", "shapes", "batch", "kernels", "latents", "schedulers", "command_line", "phases"),
+    (
+        *("errors", "checks", "module", "shapes", "batch", "kernels", "latents", "schedulers", "phases"),
+        *("command_line", "run_files"),
+    ),
     ("activations",),
     ("models",),
     ("losses", "penalties", "initialization", "metrics", "saving", "data"),
@@ -28,7 +31,7 @@ IN_ONE_PLACE = {
     "wandb": "callbacks/log.py",
     "transformer_lens": "data/transformer_lens_model.py",
     "datasets": "data/documents.py",
-    "matplotlib": "report/figure.py",
+    "plotly": "report/figures.py",
 }
 LAZY = {*IN_ONE_PLACE, "transformers"}
 FILES = sorted(PACKAGE.rglob("*.py"))

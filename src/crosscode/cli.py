@@ -6,38 +6,77 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor
+import attrs
 
 from crosscode.command_line import errors_in_one_line, read_command
 from crosscode.data.cache import list_cache, prune_cache, verify_cache
 from crosscode.errors import BadInput
-from crosscode.evaluation import evaluate as evaluate_on
-from crosscode.run import OPTIONS, RunOptions, held_out_of, measures
+from crosscode.evaluation import Ablation, CutOffs, full_evaluation
+from crosscode.report import print_evaluation, write_report
+from crosscode.run import RunOptions, held_out_of, judge_by_null
+from crosscode.run_files import CODER, OPTIONS, read_dead
 from crosscode.saving import load
+from crosscode.training import calibrate
 
 
-def evaluate(run: Path, /, *, n_tokens: int = 30_000) -> None:
-    """Measure a run's coder on held-out tokens.
+def evaluate(
+    run: Path,
+    /,
+    *,
+    n_tokens: int = 30_000,
+    splice_tokens: int = 5_000,
+    ablations: tuple[Ablation, ...] = ("zero", "mean"),
+    relative_norm: float = 0.9,
+    nu_error: float = 0.2,
+    nu_recon: float = 0.5,
+    example_latents: int = 1_000,
+    device: str | None = None,
+    quiet: bool = False,
+) -> None:
+    """Measure a run's coder on held-out tokens and write `evaluation/` into its folder.
 
     Args:
         run: the run's folder.
-        n_tokens: how many tokens.
+        n_tokens: held-out tokens to measure on, and to search for examples.
+        splice_tokens: held-out tokens that the models are run on again, for cross-entropy recovered; 0 for none.
+        ablations: what splicing is compared with.
+        relative_norm: the share of decoder norms from which on a latent looks exclusive to a model.
+        nu_error: latent scaling confirms it below this nu_error (Minder 2025: 0.2; their plots: 0.3) …
+        nu_recon: … and below this nu_recon (Minder 2025: 0.5; their plots: 0.3).
+        example_latents: of how many latents to keep examples and logits.
+        device: where coder and models run; as in training if not given.
+        quiet: print nothing.
     """
-    coder = load(run / "coder")
-    held_out = held_out_of(coder, RunOptions.read(run / OPTIONS))
-    for name, value in evaluate_on(coder, held_out, measures(coder, held_out), n_tokens).items():
-        if not isinstance(value, Tensor):
-            print(f"{name}  {value:.4g}")
+    cut_offs = CutOffs(relative_norm, nu_error, nu_recon)
+    options = RunOptions.read(run / OPTIONS)
+    options = options if device is None else attrs.evolve(options, device=device)
+    coder = load(run / CODER, device=options.device)
+    held_out = held_out_of(coder, options)
+    evaluation = full_evaluation(
+        calibrate(coder, held_out),
+        held_out,
+        n_tokens,
+        splice_tokens=splice_tokens,
+        ablations=ablations,
+        cut_offs=cut_offs,
+        example_latents=example_latents,
+        dead_L=read_dead(run),
+    )
+    folder = evaluation.save(run)
+    judge_by_null(run, nu_error, nu_recon)
+    if not quiet:
+        print_evaluation(evaluation, f"{run.name} on held-out text")
+        print(f"\nWritten to {folder}; python -m crosscode report {run} shows it.")
 
 
-def report(run: Path, /) -> None:
-    """Say where a run's picture is.
+def report(run: Path, /, *, output: Path | None = None) -> None:
+    """Write a run's report: one HTML file, which needs no network and no server.
 
     Args:
-        run: the run's folder.
+        run: the run's folder, evaluated.
+        output: the file; `report.html` in the run's folder if not given.
     """
-    RunOptions.read(run / OPTIONS)
-    print(run / "run.png")
+    print(write_report(run, output))
 
 
 def cache(action: Literal["list", "verify", "prune"], directory: Path, /, *, max_gb: float | None = None) -> None:

@@ -12,7 +12,9 @@ import json
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_origin
@@ -20,9 +22,7 @@ from typing import Any, Literal, get_origin
 import attrs
 import torch
 from beartype.door import is_bearable
-from torch import Tensor
 
-from crosscode.activations import JumpReLU
 from crosscode.callbacks import (
     Checkpoint,
     JSONLines,
@@ -46,21 +46,41 @@ from crosscode.data import (
 )
 from crosscode.data.text_files import looks_local
 from crosscode.errors import BadInput, CrosscodeError
-from crosscode.evaluation import Compared, evaluate, exclusivity, latent_scaling
-from crosscode.metrics import FVU, L0, Dead, DecoderCosine, DecoderNormRatio, Density, Metric, Thresholds
-from crosscode.models import PerSiteEncoder, SparseCoder
+from crosscode.evaluation import (
+    Evaluation,
+    Exclusivity,
+    compared,
+    diffs_models,
+    exclusivity,
+    full_evaluation,
+    is_evaluated,
+    measures,
+    remove_exclusivity,
+)
+from crosscode.metrics import Dead
+from crosscode.models import SparseCoder
 from crosscode.penalties import AuxK
-from crosscode.report import draw_run, print_exclusivity, print_summary
-from crosscode.run_folder import (
+from crosscode.report import figures_of, print_evaluation, print_exclusivity, write_report
+from crosscode.run_files import (
     CHECKPOINTS,
+    CODER,
+    CONFIGURATION,
+    CURVES,
+    NULL,
+    OPTIONS,
+    REPORT,
     SUMMARY,
+    save_silence,
+    write_json,
+    write_provenance,
+)
+from crosscode.run_folder import (
     check_output,
     locked,
     made_unless_refused,
     refuse_cut_short,
     saying_how_to_resume,
     take_up,
-    write_whole,
     writing,
 )
 from crosscode.saving import save
@@ -71,7 +91,6 @@ from crosscode.training.memory import Estimate, estimate, free_bytes, free_disk
 RESIDUAL = "blocks.2.hook_resid_post"
 MLP_INPUTS = tuple(f"blocks.{i}.mlp.hook_in" for i in range(4))
 MLP_OUTPUTS = tuple(f"blocks.{i}.hook_mlp_out" for i in range(4))
-OPTIONS = "options.json"  # of a run's folder: models, data and hookpoints can be had again from it
 COUNTS = (
     *("batch_size", "accumulate", "shuffle_buffer", "init_tokens", "log_every", "checkpoint_every", "eval_tokens"),
 )
@@ -122,6 +141,8 @@ class RunOptions:
         checkpoint_keep: how many of the newest checkpoints stay.
         checkpoint_keep_every: checkpoints of steps that are a multiple of this stay too.
         eval_tokens: held-out tokens of the final figures.
+        splice_tokens: held-out tokens that the models are run on again, for cross-entropy recovered; 0 for none.
+        report: write `report.html` at the end.
         quiet: no progress bar and no summary.
         dry_run: print what the run would take of memory, part by part, and stop; no weights are read.
         profile: print tokens/s and the share of time in each phase; write a trace of 20 steps to `profile.json`.
@@ -163,6 +184,8 @@ class RunOptions:
     checkpoint_keep: int = 2
     checkpoint_keep_every: int | None = None
     eval_tokens: int = 30_000
+    splice_tokens: int = 5_000
+    report: bool = True
     quiet: bool = False
     dry_run: bool = False
     profile: bool = False
@@ -179,6 +202,7 @@ class RunOptions:
         count("sequence_length", self.sequence_length, least=2)
         at_least("seed", self.seed, 0)
         at_most("seed", self.seed, 2**63 - 1, "the largest seed")
+        at_least("splice_tokens", self.splice_tokens, 0)
         share("lr_warmup", self.lr_warmup)
         share("lr_decay", self.lr_decay)
         positive("clip_norm", self.clip_norm)
@@ -277,7 +301,7 @@ class RunOptions:
     def beside_null(self, recipe: str) -> "RunOptions":
         """This run with the null in the second model's place, in a folder within its own; loads no model twice."""
         assert self.null is not None
-        directory = self.directory(recipe) / "null"
+        directory = self.directory(recipe) / NULL
         revisions = (*(self.revisions or ("main",))[:1], self.null_revision or "main")
         run = attrs.evolve(
             self,
@@ -312,8 +336,7 @@ class RunOptions:
 
     def write(self, file: Path) -> None:
         """As JSON; local files and folders by their absolute paths, so that the run is understood from anywhere."""
-        fields = attrs.asdict(self, value_serializer=lambda _, field, value: _absolute(field, value))
-        file.write_text(json.dumps(fields, indent=2) + "\n")
+        write_json(file, attrs.asdict(self, value_serializer=lambda _, field, value: _absolute(field, value)))
 
     @classmethod
     def read(cls, file: Path) -> "RunOptions":
@@ -367,10 +390,17 @@ def _absolute(field: Any, value: Any) -> Any:
         return str(value.expanduser().absolute())
     name = None if field is None else field.name
     if name == "models":
-        return [str(Path(each).expanduser().absolute()) if Path(each).expanduser().is_dir() else each for each in value]
+        return [_absolute_folder(each) for each in value]
+    if name == "null" and value is not None:
+        return _absolute_folder(value)
     if name == "dataset" and value != "embedded" and looks_local(value):
         return str(Path(value).expanduser().absolute())
     return value
+
+
+def _absolute_folder(name: str) -> str:
+    folder = Path(name).expanduser()
+    return str(folder.absolute()) if folder.is_dir() else name
 
 
 def _names(names: Sequence[str], one_site: bool) -> str | tuple[str, ...] | None:
@@ -391,33 +421,6 @@ def held_out_of(coder: SparseCoder, run: RunOptions) -> Dataloader:
     loader = run.dataloader("held_out")
     fits = (loader.in_dims, loader.out_dims) == (coder.encoder.in_dims, coder.decoder.out_dims)
     return loader if fits else run.dataloader("held_out", one_site=False)
-
-
-def site_names(data: Dataloader) -> tuple[tuple[str, ...], ...]:
-    """Models and hookpoints along the axes of what is written; a dropped axis keeps its one name."""
-    written = data.hookpoints if data.writes is None else data.writes
-    return (data.model_names, (written,) if isinstance(written, str) else tuple(written))
-
-
-def diffs_models(coder: SparseCoder) -> bool:
-    """Whether the coder writes models side by side, so that the decoders of the first two can be compared."""
-    dims = coder.decoder.out_dims
-    return len(dims) == 2 and dims[0] >= 2
-
-
-def measures(coder: SparseCoder, data: Dataloader) -> list[Metric]:
-    """What every recipe measures, in training and on held-out tokens."""
-    n_shared = getattr(coder.decoder, "n_shared", None)
-    per_site = coder.encoder.in_dims[0] if isinstance(coder.encoder, PerSiteEncoder) else None
-    jumps = any(isinstance(part, JumpReLU) for part in coder.activation.modules())
-    of_two_models: list[Metric] = [DecoderNormRatio(), DecoderCosine()] if diffs_models(coder) else []
-    return [
-        FVU(site_names(data)),
-        L0(n_shared, per_site),
-        Density(),
-        *([Thresholds(coder.activation)] if jumps else []),  # type: ignore[arg-type]
-        *of_two_models,
-    ]
 
 
 def dead_after_tokens_of(trainer: Trainer, run: RunOptions) -> int:
@@ -447,20 +450,32 @@ def run_beside_null(factory: Callable[..., Trainer], run: RunOptions, scheme: Ma
     summary = run_recipe(trainer, run, name)
     torch.manual_seed(run.seed)
     run_recipe(null_trainer, null_run, name)
-    found = exclusivity(compared(trainer, run), compared(null_trainer, null_run))
     directory = run.directory(name)
-    found.save(directory)
-    if not run.quiet:
-        print_exclusivity(found, held_out_of(trainer.model, run).model_names, directory)
+    found = judge_by_null(directory)
+    if run.report:
+        _report(directory)
+    if found is not None and not run.quiet:
+        print_exclusivity(found, held_out_of(trainer.model, run).model_names)
+        if run.report:
+            print(f"The report: {directory / REPORT}")
     return summary
 
 
-def compared(trainer: Trainer, run: RunOptions) -> Compared:
-    """Latent scaling of a trained coder on held-out tokens; latents that are dead or tied may not be called."""
-    coder, dead_after = trainer.model, dead_after_tokens_of(trainer, run)
-    scaling = latent_scaling(coder, held_out_of(coder, run), run.eval_tokens, models=(0, 1))
-    alive_L = (trainer.state.tokens_since_fired_L < dead_after).cpu()
-    return Compared(scaling, alive_L & (torch.arange(coder.n_latents) >= getattr(coder.decoder, "n_shared", 0)))
+def judge_by_null(directory: Path, nu_error: float = 0.2, nu_recon: float = 0.5) -> Exclusivity | None:
+    """Say which latents of an evaluated run are exclusive, if its folder holds a null run, and write it down.
+
+    Args:
+        directory: the run's folder; without an evaluated null run in it, what was said before is removed.
+        nu_error, nu_recon: see `LatentScaling.specific_L`.
+    """
+    pair = compared(Evaluation.load(directory))
+    null = compared(Evaluation.load(directory / NULL)) if is_evaluated(directory / NULL) else None
+    if pair is None or null is None:
+        remove_exclusivity(directory)
+        return None
+    found = exclusivity(pair, null, nu_error=nu_error, nu_recon=nu_recon)
+    found.save(directory)
+    return found
 
 
 def run_recipe(trainer: Trainer, run: RunOptions, name: str) -> dict[str, Any]:
@@ -469,6 +484,7 @@ def run_recipe(trainer: Trainer, run: RunOptions, name: str) -> dict[str, Any]:
     Returns:
         The summary, which is also written to `summary.json`.
     """
+    started = datetime.now(UTC)
     directory = run.directory(name)
     profile = Profile(directory / "profile.json") if run.profile else None
     checkpoints = Checkpoint(
@@ -477,10 +493,8 @@ def run_recipe(trainer: Trainer, run: RunOptions, name: str) -> dict[str, Any]:
         keep=run.checkpoint_keep,
         keep_every=run.checkpoint_keep_every,
     )
-    sinks: list[Sink] = [
-        JSONLines(directory / "metrics.jsonl"),
-        WeightsAndBiases(run.wandb_mode, run.wandb_project, name, directory),
-    ]
+    wandb = WeightsAndBiases(run.wandb_mode, run.wandb_project, name, directory, hold=True)
+    sinks: list[Sink] = [JSONLines(directory / CURVES), wandb]
     dead_after = dead_after_tokens_of(trainer, run)
     metrics = [*measures(trainer.model, dataloader_of(trainer)), Dead(dead_after)]
     trainer.callbacks = (
@@ -496,16 +510,24 @@ def run_recipe(trainer: Trainer, run: RunOptions, name: str) -> dict[str, Any]:
         (directory / SUMMARY).unlink(missing_ok=True)
         with writing(directory):
             run.write(directory / OPTIONS)
-            (directory / "configuration.json").write_text(json.dumps(describe(trainer), indent=2) + "\n")
+            write_json(directory / CONFIGURATION, describe(trainer))
+        first_step = trainer.state.step
         if not run.quiet:
-            step, n = trainer.state.step, trainer.num_steps
             begin = f"measuring scales on {run.init_tokens:,} tokens first"
-            doing = f"going on from step {step} of {n:,}" if step else begin
+            doing = f"going on from step {first_step} of {trainer.num_steps:,}" if first_step else begin
             print(f"{name}: {doing}; files go to {directory}", file=sys.stderr)
-        coder = trainer.train()
-        with writing(directory):
-            save(coder, directory / "coder")
-        summary = _measure(trainer, run, name, None if profile is None else profile.spent, dead_after)
+        try:
+            coder = trainer.train()
+            with writing(directory):
+                save(coder, directory / CODER)
+                write_provenance(directory, run.device, started, datetime.now(UTC), first_step)
+            summary = _measure(trainer, run, name, None if profile is None else profile.spent, dead_after)
+            if run.report:
+                _report(directory, wandb)
+        finally:
+            wandb.finish()
+    if run.report and not run.quiet:
+        print(f"The report: {directory / REPORT}")
     if profile is not None and profile.spent is not None:
         print_time(profile.spent, profile.trace)
     if checkpoints.failed:
@@ -514,26 +536,27 @@ def run_recipe(trainer: Trainer, run: RunOptions, name: str) -> dict[str, Any]:
 
 
 def _measure(trainer: Trainer, run: RunOptions, name: str, spent: TimeSpent | None, dead_after: int) -> dict[str, Any]:
-    """The summary of a trained coder on held-out tokens, written down, drawn and printed."""
+    """The summary of a trained coder on held-out tokens, written down and printed."""
     directory, coder, held_out = run.directory(name), trainer.model, held_out_of(trainer.model, run)
     if not run.quiet:
         print(f"{name}: measuring on {run.eval_tokens:,} held-out tokens", file=sys.stderr)
-    results = evaluate(coder, held_out, measures(coder, held_out), run.eval_tokens)
     dead_L = (trainer.state.tokens_since_fired_L >= dead_after).cpu()
-    numbers = {key: value for key, value in results.items() if not isinstance(value, Tensor)}
+    evaluation = full_evaluation(coder, held_out, run.eval_tokens, splice_tokens=run.splice_tokens, dead_L=dead_L)
     summary = {
         "recipe": name,
         "step": trainer.state.step,
         "tokens": trainer.state.tokens,
-        **numbers,
-        "dead": float(dead_L.double().mean()),
+        **evaluation.finite(),
         **({} if spent is None else {"tokens_per_second": spent.tokens_per_second, "time": spent.shares}),
     }
     with writing(directory):
-        draw_run(directory, results, held_out.model_names, dead_L, getattr(coder.decoder, "n_shared", 0))
-        write_whole(directory / SUMMARY, json.dumps(summary, indent=2) + "\n")
+        save_silence(directory, trainer.state.tokens_since_fired_L, dead_L)
+        evaluation.save(directory)
+        remove_exclusivity(directory)  # what an earlier run in this folder was judged to be
+        write_json(directory / SUMMARY, summary)
     if not run.quiet:
-        print_summary(summary, results, dead_L, trainer, held_out, directory)
+        print_evaluation(evaluation, f"{name} after {trainer.state.tokens:,} tokens, on held-out text")
+        print(f"\nThe coder: crosscode.load({str(directory / CODER)!r})")
     return summary
 
 
@@ -550,6 +573,16 @@ def memory_of(factory: Callable[..., Trainer], run: RunOptions, scheme: Mapping[
     except (NotImplementedError, RuntimeError):  # a recipe of one's own that looks at values
         trainer = factory(run, **scheme)
     return estimate(trainer, dataloader_of(trainer), torch.device(run.device))
+
+
+def _report(directory: Path, wandb: WeightsAndBiases | None = None) -> None:
+    """The page, and its figures for wandb; a run is complete without them."""
+    try:
+        page = write_report(directory)
+        if wandb is not None:
+            wandb.show(page, figures_of(directory))
+    except Exception as error:
+        warnings.warn(f"no report was made ({type(error).__name__}: {error}); the run is complete.", stacklevel=2)
 
 
 def main(factory: Callable[..., Trainer], arguments: Sequence[str] | None = None) -> dict[str, Any]:

@@ -11,11 +11,10 @@ from pathlib import Path
 from signal import SIGINT
 
 from crosscode.errors import BadInput, CrosscodeError
+from crosscode.run_files import CHECKPOINTS, SUMMARY
 from crosscode.training import Interrupted, NumericalError, Trainer, load_checkpoint, newest_checkpoint
 
 LOCK = "run.lock"
-CHECKPOINTS = "checkpoints"
-SUMMARY = "summary.json"  # there once a run is complete
 
 
 def check_output(directory: Path) -> None:
@@ -118,13 +117,6 @@ def writing(directory: Path) -> Iterator[None]:
             f"{directory} could not be written to: {error}. What was trained is in its checkpoints: "
             "make room, then --resume."
         ) from error
-
-
-def write_whole(file: Path, text: str) -> None:
-    """A text file that is the old one or the new one, whatever happens meanwhile."""
-    beside = file.with_name(f".{file.name}")
-    beside.write_text(text)
-    os.replace(beside, file)
 
 
 @contextmanager

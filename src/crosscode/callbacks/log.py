@@ -208,6 +208,7 @@ class WeightsAndBiases:
         name: name of the run.
         directory: where wandb keeps its files.
         patience: seconds that `wandb.init` may take, and that the end of a run may wait for wandb.
+        hold: keep the run open when training ends, for `show`; whoever holds it calls `finish`.
     """
 
     mode: Literal["online", "offline", "disabled"] = "offline"
@@ -215,6 +216,7 @@ class WeightsAndBiases:
     name: str | None = None
     directory: Path | None = None
     patience: float = attrs.field(default=60.0, kw_only=True)
+    hold: bool = attrs.field(default=False, kw_only=True)
     _run: Any = attrs.field(default=None, init=False, repr=False)
     _rows: "Queue[Callable[[], None] | None]" = attrs.field(
         factory=lambda: Queue(MOST_WAITING), init=False, repr=False
@@ -266,12 +268,27 @@ class WeightsAndBiases:
         if self._thread is None:
             return
         values = {name: value.float().cpu().tolist() for name, value in samples.items()}
+        self._put(lambda: self._write(step, numbers, values))
+
+    def show(self, page: Path, figures: Mapping[str, Any]) -> None:
+        """Add an HTML page and plotly figures to a run that is held open."""
+        if self._thread is not None:
+            self._put(lambda: self._show(page, figures))
+
+    def _put(self, row: Callable[[], None]) -> None:
+        """Leave something to the thread."""
         try:
-            self._rows.put_nowait(lambda: self._write(step, numbers, values))
+            self._rows.put_nowait(row)
         except Full:
             self._error = self._error or TimeoutError(f"{MOST_WAITING} rows wait for it")
         if self._error is not None:
             self._give_up(self._error)
+
+    def _show(self, page: Path, figures: Mapping[str, Any]) -> None:
+        import wandb
+
+        media = {f"report/{name}": wandb.Plotly(figure) for name, figure in figures.items()}
+        self._run.log({"report": wandb.Html(page.read_text(encoding="utf-8"), inject=False), **media})
 
     def _write(self, step: int, numbers: Mapping[str, float], values: Mapping[str, list[float]]) -> None:
         import wandb
@@ -280,6 +297,11 @@ class WeightsAndBiases:
         self._run.log({**numbers, **histograms}, step=step)
 
     def close(self) -> None:
+        if not self.hold:
+            self.finish()
+
+    def finish(self) -> None:
+        """End the run, if there is one, once what was left to the thread is done."""
         if self._thread is None:
             return
         with suppress(Full):

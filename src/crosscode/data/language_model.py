@@ -76,3 +76,12 @@ class SpliceableModel(LanguageModel, Protocol):
         that return what they were shown.
         """
         ...
+
+
+@runtime_checkable
+class ReadOutModel(LanguageModel, Protocol):
+    """A language model that says what a direction in its residual stream adds to the logits."""
+
+    def unembedding(self) -> Float[Tensor, "D V"]:
+        """The unembedding, with what the final norm does to a direction folded in, but for its division by the size."""
+        ...

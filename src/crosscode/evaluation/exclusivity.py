@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from crosscode.checks import at_least, at_most
 from crosscode.errors import BadInput
+from crosscode.evaluation.full import FOLDER, Evaluation
 from crosscode.evaluation.latent_scaling import LatentScaling, Verdicts
 
 CLASSICAL = 0.1
@@ -132,10 +134,25 @@ class Exclusivity:
         """Write `evaluation/exclusivity.json` and `evaluation/exclusivity.safetensors` into a run's folder."""
         from safetensors.torch import save_file
 
-        folder = run / "evaluation"
+        folder = run / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "exclusivity.json").write_text(json.dumps(self.numbers(), indent=2) + "\n")
         save_file(dict(self.masks()), folder / "exclusivity.safetensors")
+
+
+def compared(evaluation: Evaluation) -> Compared | None:
+    """What an evaluation says of two models; latents that are dead or tied may not be called. None of other coders."""
+    if evaluation.scaling is None:
+        return None
+    latents = evaluation.latents
+    nobody_L = torch.zeros_like(latents["count_L"], dtype=torch.bool)
+    return Compared(evaluation.scaling, ~latents.get("dead_L", nobody_L) & ~latents.get("tied_L", nobody_L))
+
+
+def remove_exclusivity(run: Path) -> None:
+    """Take back what `Exclusivity.save` wrote."""
+    for suffix in (".json", ".safetensors"):
+        (run / FOLDER / f"exclusivity{suffix}").unlink(missing_ok=True)
 
 
 def exclusivity(

@@ -151,7 +151,7 @@ def latent_scaling(
     was_training = coder.training
     coder.eval()
     try:
-        sums = _Sums(coder, pair, subtract_bias)
+        sums = ScalingSums(coder, pair, subtract_bias)
         for batch in first_tokens(data, n_tokens):
             sums.add(Trace.of(coder, batch.to(coder.device)))
     finally:
@@ -180,10 +180,10 @@ def _precise(x: Tensor) -> Tensor:
     return x.detach().float() if x.element_size() < 4 else x.detach()
 
 
-class _Sums:
+class ScalingSums:
     """Float64 sums over tokens; axes of two are the own model, then the model of the target."""
 
-    def __init__(self, coder: SparseCoder, pair: tuple[int, int], subtract_bias: bool) -> None:
+    def __init__(self, coder: SparseCoder, pair: tuple[int, int], subtract_bias: bool = False) -> None:
         self.pair, L = pair, coder.n_latents
         self.norms_LM = coder.decoder.norms_LXo()[:, list(pair)].cpu()
         self.W_MLO = rearrange(_precise(coder.decoder.dense())[:, list(pair)], "L M ... -> M L (...)").contiguous()

@@ -6,7 +6,6 @@ V vocabulary, C positions that count.
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from itertools import islice
 from typing import Literal, get_args
 
 import attrs
@@ -17,8 +16,9 @@ from torch import Tensor
 from crosscode.checks import at_least
 from crosscode.data import Dataloader
 from crosscode.data.language_model import Edit, SpliceableModel
-from crosscode.data.token_sequences import PADDING
 from crosscode.errors import BadInput, close_match
+from crosscode.evaluation.measures import read_names, site_names
+from crosscode.evaluation.text import Text, read_text
 from crosscode.models import SparseCoder
 
 Ablation = Literal["zero", "mean"]
@@ -136,7 +136,7 @@ def splice(
         with torch.no_grad():
             ablated_MPD = _mean_activations(data, n_tokens) if ablation == "mean" else _zeros(data)
             sums_M = [_ModelSums() for _ in models]
-            for text in _read(data, n_tokens):
+            for text in (_Text(data, text) for text in read_text(data, n_tokens)):
                 recon_NMPD = text.reconstruct(coder, text.acts_NMPD)
                 for m, model in enumerate(models):
                     runs = _runs(coder, text, m, recon_NMPD, ablated_MPD)
@@ -164,33 +164,16 @@ def _spliceable(model: object) -> SpliceableModel:
     return model
 
 
-def _read_names(data: Dataloader) -> tuple[str, ...]:
-    names = data.hookpoints if data.reads is None else data.reads
-    return (names,) if isinstance(names, str) else tuple(names)
-
-
 def _written(data: Dataloader) -> tuple[str, ...]:
-    names = _read_names(data) if data.writes is None else data.writes
-    return (names,) if isinstance(names, str) else tuple(names)
+    return site_names(data)[1]
 
 
-@attrs.frozen(eq=False)
 class _Text:
-    """Some sequences, what training keeps of them and its clean activations.
+    """Some sequences, what of them is spliced and at which positions (all but the last) predictions count."""
 
-    Attributes:
-        data: where they are from.
-        tokens_HS: token ids.
-        counted_HC: positions, all but the last, that count.
-        kept_HS: tokens whose activations are spliced.
-        acts_NMPD: their clean activations at all harvested hookpoints, row by row.
-    """
-
-    data: Dataloader
-    tokens_HS: Int[Tensor, "H S"]
-    counted_HC: Bool[Tensor, "H C"]
-    kept_HS: Bool[Tensor, "H S"]
-    acts_NMPD: Float[Tensor, "N M P D"]
+    def __init__(self, data: Dataloader, text: Text) -> None:
+        self.data, self.tokens_HS, self.kept_HS, self.acts_NMPD = data, text.tokens_HS, text.kept_HS, text.acts_NMPD
+        self.counted_HC = text.written_HS[:, 1:]
 
     def reconstruct(self, coder: SparseCoder, acts_NMPD: Float[Tensor, "N M Pi Di"]) -> Float[Tensor, "N M Po Do"]:
         """Raw reconstructions at the written hookpoints, in the loader's order."""
@@ -212,25 +195,6 @@ class _Text:
         return edit
 
 
-def _read(data: Dataloader, n_tokens: int) -> Iterator[_Text]:
-    """The first tokens of the text, harvested `sequences_at_once` sequences at a time."""
-    n_sequences = -(-n_tokens // data.sequences.sequence_length)
-    stream = islice(data.sequences.in_order(), n_sequences)
-    while some := list(islice(stream, data.harvester.sequences_at_once)):
-        harvest = data.harvester.harvest(some)
-        documents_HS = torch.stack([sequence.documents_S for sequence in some])
-        kept_HS = torch.zeros(documents_HS.shape, dtype=torch.bool)
-        rows_N = torch.searchsorted(torch.tensor([sequence.index for sequence in some]), harvest.sequences_N)
-        kept_HS[rows_N, harvest.positions_N] = True
-        yield _Text(
-            data=data,
-            tokens_HS=torch.stack([sequence.tokens_S for sequence in some]),
-            counted_HC=documents_HS[:, 1:] != PADDING,
-            kept_HS=kept_HS,
-            acts_NMPD=harvest.acts_NMPD,
-        )
-
-
 def _zeros(data: Dataloader) -> Float[Tensor, "M P D"]:
     return torch.zeros(len(data.harvester.models), len(data.hookpoints), max(map(max, data.harvester.widths_MP)))
 
@@ -238,7 +202,7 @@ def _zeros(data: Dataloader) -> Float[Tensor, "M P D"]:
 def _mean_activations(data: Dataloader, n_tokens: int) -> Float[Tensor, "M P D"]:
     """Means of raw activations over the kept tokens of the text, at all harvested hookpoints."""
     sum_MPD, n_kept = _zeros(data).double(), 0
-    for text in _read(data, n_tokens):
+    for text in read_text(data, n_tokens):
         sum_MPD += text.acts_NMPD.double().sum(0).cpu()
         n_kept += len(text.acts_NMPD)
     return sum_MPD / max(1, n_kept)
@@ -276,7 +240,7 @@ class _Replacement:
 
     def edits(self) -> dict[str, Edit]:
         writes = {name: self._write(p) for p, name in enumerate(_written(self.text.data))}
-        reads = {name: self._read(self.text.column(name)) for name in _read_names(self.text.data)}
+        reads = {name: self._read(self.text.column(name)) for name in read_names(self.text.data)}
         both = {name: _first_then(reads[name], writes[name]) for name in reads if name in writes}
         return writes | reads | both
 

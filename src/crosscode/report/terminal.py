@@ -1,94 +1,90 @@
-"""The table at the end of a recipe."""
+"""What a recipe and `python -m crosscode evaluate` print."""
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+import math
+from collections.abc import Iterator
 
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
 
-from crosscode.data import Dataloader
-from crosscode.evaluation import Example, Exclusivity, top_examples
-from crosscode.metrics import relative_norm
-from crosscode.training import Trainer
+from crosscode.evaluation import Evaluation, Exclusivity
 
-BLOCKS = "▁▂▃▄▅▆▇█"
 BEFORE, AFTER = 36, 24  # characters of context on either side of a token
 
 
-def print_summary(
-    summary: Mapping[str, Any],
-    results: Mapping[str, float | Tensor],
-    dead_L: Bool[Tensor, " L"],
-    trainer: Trainer,
-    held_out: Dataloader,
-    directory: Path,
-) -> None:
-    """FVU of each site, L0, dead latents, relative decoder norms and the most exclusive latents, on held-out tokens.
+def print_evaluation(evaluation: Evaluation, title: str) -> None:
+    """A table by site, a line of figures, and the latents that one of two models has most to itself.
 
     Args:
-        summary: the run's figures.
-        results: what `evaluate` gave.
-        dead_L: which latents are dead; they are left out of what is said of the decoders.
-        trainer: the run.
-        held_out: data for the figures and examples.
-        directory: where the run's files are.
+        evaluation: what `full_evaluation` gave.
+        title: a line above the table.
     """
     from rich.console import Console
     from rich.table import Table
 
-    print(f"\n{summary['recipe']} after {summary['tokens']:,} tokens, on held-out text")
-    table = Table(show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
-    for name, value in results.items():
-        if name.startswith("fvu/"):
-            table.add_row("FVU  " + name.removeprefix("fvu/"), f"{value:.4f}")
-    for name, label in [
-        ("l0/mean", "L0  mean"),
-        ("l0/shared", "L0  shared latents"),
-        ("l0/exclusive", "L0  exclusive latents"),
-        *((name, f"L0  latents of layer {name.removeprefix('l0/site_')}") for name in results if "l0/site_" in name),
-    ]:
-        if name in results:
-            table.add_row(label, f"{results[name]:.2f}")
-    table.add_row("dead latents", f"{summary['dead']:.1%}")
+    metrics, models = evaluation.metrics, evaluation.source["models"]
+    ablation = "zero" if any(name.startswith("splice/zero/") for name in metrics) else "mean"
+    table = Table(title=title, title_justify="left")
+    table.add_column("site")
+    for column in ("FVU", "CE recovered", "KL recovered", f"CE clean → spliced ({ablation}-ablated)"):
+        table.add_column(column, justify="right")
+    for model in models:
+        for hookpoint in (*evaluation.source["hookpoints_written"], "jointly", "replacement"):
+            splice = f"splice/{ablation}/{model}/{hookpoint}"
+            fvu = metrics.get(f"fvu/{model}/{hookpoint}")
+            if (fvu is None and f"{splice}/ce" not in metrics) or (
+                hookpoint == "jointly" and len(evaluation.source["hookpoints_written"]) == 1
+            ):
+                continue
+            table.add_row(
+                f"{model}  {hookpoint}",
+                "" if fvu is None else f"{fvu:.4f}",
+                *(_percent(metrics.get(f"{splice}/{name}_recovered")) for name in ("ce", "kl")),
+                f"{metrics[f'splice/{model}/ce_clean']:.3f} → {metrics[f'{splice}/ce']:.3f} "
+                f"({metrics[f'{splice}/ce_ablated']:.3f})"
+                if f"{splice}/ce" in metrics
+                else "",
+            )
     Console().print(table)
-    if "relative_norm" in results:
-        _print_diff(dead_L, trainer, held_out)
-    print(f"\nCurves in {directory}/metrics.jsonl and {directory}/run.png.")
-    print(f"The coder is in {directory}/coder; to load it:\n")
-    print("    import crosscode")
-    print(f'    coder = crosscode.load("{directory}/coder")')
-    print(
-        "    latents = coder.encode(activations)  # raw activations, shape "
-        f"({', '.join(['tokens', *map(str, trainer.model.encoder.in_dims), str(trainer.model.encoder.d_in)])})\n"
-    )
+    print(", ".join(_figures(evaluation)))
+    for line in _one_sided(evaluation):
+        print(line)
 
 
-def _print_diff(dead_L: Bool[Tensor, " L"], trainer: Trainer, held_out: Dataloader) -> None:
-    other, model = held_out.model_names[:2]
-    rho_L = relative_norm(trainer.model.decoder.norms_LXo().detach()).cpu()
-    n_shared = getattr(trainer.model.decoder, "n_shared", 0)
-    candidates = (~dead_L & (torch.arange(len(rho_L)) >= n_shared)).nonzero()[:, 0]
-    kind = "exclusive latents" if n_shared else "latents"
-    print(f"\nRelative decoder norms of the {len(candidates)} living {kind}: 0 is only {other}, 1 only {model}\n")
-    print(histogram(rho_L[candidates]))
-    ordered = candidates[rho_L[candidates].argsort(descending=True)].tolist()
-    towards = {model: ordered[:5], other: ordered[5:][::-1][:3]}
-    chosen = [*towards[model], *towards[other]]
-    examples = top_examples(trainer.model, held_out, chosen, n_examples=2, n_tokens=15_000)
-    for name, latents in towards.items():
-        if latents:
-            print(f"\nFurthest towards {name}, with the tokens each fires on most (activation × decoder norm):")
-        for latent in latents:
-            print(f"  latent {latent}, relative norm {rho_L[latent]:.2f}")
-            for example in examples[latent]:
-                print("  " + concordance(example))
+def _percent(value: float | None) -> str:
+    return "" if value is None or math.isnan(value) else f"{value:.1%}"
 
 
-def print_exclusivity(found: Exclusivity, model_names: tuple[str, ...], directory: Path) -> None:
+def _figures(evaluation: Evaluation) -> Iterator[str]:
+    metrics = evaluation.metrics
+    parts = {name.split("/")[1]: value for name, value in metrics.items() if name in ("l0/shared", "l0/exclusive")}
+    parts |= {f"layer {name[8:]}": value for name, value in metrics.items() if name.startswith("l0/site_")}
+    detail = f" ({', '.join(f'{value:.1f} {name}' for name, value in parts.items())})" if parts else ""
+    yield f"L0 {metrics['l0/mean']:.1f}{detail}"
+    if "dead" in metrics:
+        yield f"dead latents {metrics['dead']:.1%}"
+    yield f"never fired here {metrics['density/never']:.1%}"
+    yield f"FVU pooled {metrics['fvu/pooled']:.4f}"
+
+
+def _one_sided(evaluation: Evaluation, most: int = 3) -> Iterator[str]:
+    """The latents at either end of the relative decoder norm, each with the token it fires on most."""
+    if "relative_norm_L" not in evaluation.latents:
+        return
+    rho_L, fired_L = evaluation.latents["relative_norm_L"], evaluation.latents["count_L"] > 0
+    one, other = evaluation.source["models"][:2]
+    at = evaluation.source["cut_offs"]["relative_norm"]
+    for model in (other, one):
+        found = {key: int(evaluation.metrics.get(f"exclusive/{model}/{key}", 0)) for key in ("candidates", "specific")}
+        order = rho_L.masked_fill(~fired_L, 0.5).argsort(descending=model == other, stable=True)
+        yield (
+            f"\n{found['candidates']} latents have {at:.0%} or more of their decoder norm in {model}; "
+            f"latent scaling confirms {found['specific']}."
+        )
+        yield f"Furthest towards {model} (relative decoder norm; 0: only {one}, 1: only {other}):"
+        for latent in order[:most].tolist():
+            yield f"  latent {latent:<6}{float(rho_L[latent]):.2f} {strongest(evaluation, latent)}"
+
+
+def print_exclusivity(found: Exclusivity, model_names: tuple[str, ...]) -> None:
     """How many latents are exclusive to either model, and how often the same is said of the null."""
     (low, high), (other, model) = found.cut_offs, model_names[:2]
     print(f"\nThe null's relative norms end at {low:.3f} and {high:.3f} (percentiles 1 and 99). Beyond, and confirmed")
@@ -97,25 +93,23 @@ def print_exclusivity(found: Exclusivity, model_names: tuple[str, ...], director
     print(f"  exclusive to {other:<20} {found.pair.towards_0.n_specific:4}")
     rates = (found.false_positive_rate, found.false_positive_rate_of_norms)
     print("  false positives in the null      {:.2%} ({:.2%} by norms alone)".format(*rates))
-    print(f"All of it is in {directory}/evaluation/exclusivity.json.\n")
 
 
-def concordance(example: Example) -> str:
+def strongest(evaluation: Evaluation, latent: int) -> str:
+    """The token that a latent fires on most, in its context on one line; empty if no example was kept."""
+    examples = evaluation.examples
+    if examples is None or latent not in examples.latents_E:
+        return ""
+    e = int((examples.latents_E == latent).nonzero()[0])
+    tokens = examples.tokens_EKW[e, int(torch.argmax(examples.strength_EK()[e]))].tolist()
+    read = [evaluation.texts.get(id_, "") for id_ in tokens]
+    at = examples.before
+    return concordance("".join(read[:at]), read[at], "".join(read[at + 1 :]))
+
+
+def concordance(before: str, token: str, after: str) -> str:
     """A token in its context, on one line, with the token in the same column for every example."""
-    before, token, after = (part.replace("\n", "↵") for part in (example.before, example.token, example.after))
+    before, token, after = (part.replace("\n", "↵") for part in (before, token, after))
     word = token.lstrip(" ") or token
     before = (before + token.removesuffix(word))[-BEFORE:]
-    return f"{example.activation:8.2f}  {before:>{BEFORE}}⟦{word}⟧{after[:AFTER]}"
-
-
-def histogram(values: Float[Tensor, " N"], n_bins: int = 21, height: int = 6) -> str:
-    """A histogram over [0, 1] in characters, with its largest count beside its highest bar."""
-    counts = torch.histc(values.float(), n_bins, 0.0, 1.0)
-    largest = max(1, int(counts.max()))
-    rows = []
-    for row in reversed(range(height)):
-        eighths = ((counts / largest * height - row).clamp(0, 1) * len(BLOCKS)).tolist()
-        bars = "".join(" " if e < 0.5 else BLOCKS[min(7, int(e + 0.5) - 1)] for e in eighths)
-        rows.append(f"  {largest if row == height - 1 else '':>6} │{bars}")
-    axis = "0" + "0.5".center(n_bins - 2) + "1"
-    return "\n".join([*rows, f"  {'0':>6} └{'─' * n_bins}", " " * 10 + axis])
+    return f"{before:>{BEFORE}}⟦{word}⟧{after[:AFTER]}"

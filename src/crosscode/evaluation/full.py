@@ -1,0 +1,381 @@
+"""Everything that is measured of a trained coder, and its files in a run's folder.
+
+    evaluation/metrics.json          {"from": …, "space": …, "metrics": {flat name: number or null}}
+    evaluation/latents.safetensors   one entry a latent: count_L, density_L, mean_L, max_L, bin_width_L, histogram_Lb,
+                                     norms_LXo, entropy_L; of two models relative_norm_L, delta_norm_L, cosine_LP, and
+                                     nu_error_LM, nu_recon_LM, beta_*_LM (M: along what the latent writes to which
+                                     model); tied_L, shared by construction; source_L, the one site that each reads;
+                                     dead_L, as training found
+    evaluation/examples.safetensors  of some latents (latents_E): tokens_EKW, values_EKW; highest_EMK, rise_EMK,
+                                     lowest_EMK, fall_EMK where their directions reach the logits by addition
+    evaluation/tokens.json           {token id: its text} of every token in the examples
+
+Norms, cosines, activations and ratios are of the coder's scaled space; cross-entropies are of the raw models.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from crosscode.checks import at_least
+from crosscode.data import Dataloader
+from crosscode.errors import BadInput, CrosscodeError
+from crosscode.evaluation.activity import Activity
+from crosscode.evaluation.examples import Examples, find_examples, texts_of
+from crosscode.evaluation.latent_scaling import LatentScaling, ScalingSums
+from crosscode.evaluation.logit_attribution import LogitAttribution, attribute_logits
+from crosscode.evaluation.measures import diffs_models, measures, read_names, site_names
+from crosscode.evaluation.splice import Ablation, ModelSplices, splice
+from crosscode.initialization.data import first_tokens
+from crosscode.metrics import ReconstructionBias, delta_norm, relative_norm
+from crosscode.models import PerSiteEncoder, SparseCoder, Trace
+
+FOLDER = "evaluation"
+METRICS, LATENTS, EXAMPLES, TOKENS = "metrics.json", "latents.safetensors", "examples.safetensors", "tokens.json"
+SPACE = {
+    "fvu": "scaled; a site's own figure is the same in raw space, the pooled one is not",
+    "explained_variance": "as fvu, of which it is what is missing to 1",
+    "reconstruction_bias": "scaled",
+    "l0, density": "none: counts",
+    "threshold": "scaled: pre-activations",
+    "relative_norm (rho), delta_norm (Delta), decoder_cosine, norms": "scaled",
+    "nu, beta, exclusive": "scaled",
+    "splice": "raw: the language models' own activations; cross-entropy and KL in nats per position",
+}
+
+
+@attrs.frozen
+class CutOffs:
+    """From where on a latent counts as exclusive to one of two models.
+
+    Attributes:
+        relative_norm: the least share of the decoder norms that its model has (the classical bin).
+        nu_error, nu_recon: see `LatentScaling.specific_L`.
+    """
+
+    relative_norm: float = 0.9
+    nu_error: float = 0.2
+    nu_recon: float = 0.5
+
+    def __attrs_post_init__(self) -> None:
+        for name, value in attrs.asdict(self).items():
+            if not 0 <= value <= 1:
+                raise BadInput(f"{name}={value} must lie between 0 and 1.")
+
+
+@attrs.frozen(eq=False)
+class Evaluation:
+    """What was measured of a coder.
+
+    Attributes:
+        source: the text, models and hookpoints it is of, and the options.
+        metrics: flat slash-separated names to numbers.
+        latents: one entry a latent in every tensor.
+        scaling: latent scaling along either of the first two models; None unless a coder writes both alike.
+        examples: where some of the latents fire.
+        logits: what the same latents add to the logits, where that can be said.
+        texts: what the tokens in them read as.
+    """
+
+    source: Mapping[str, Any]
+    metrics: Mapping[str, float]
+    latents: Mapping[str, Tensor]
+    scaling: tuple[LatentScaling, LatentScaling] | None = None
+    examples: Examples | None = None
+    logits: LogitAttribution | None = None
+    texts: Mapping[int, str] = {}
+
+    def finite(self) -> dict[str, float | None]:
+        """The metrics as JSON knows numbers: None for what is undefined."""
+        return {name: value if math.isfinite(value) else None for name, value in self.metrics.items()}
+
+    def save(self, run: Path) -> Path:
+        """Write the files below a run's folder; gives the folder they are in."""
+        from safetensors.torch import save_file
+
+        folder = run / FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (METRICS, LATENTS, EXAMPLES, TOKENS):  # none of an earlier evaluation beside this one
+            (folder / name).unlink(missing_ok=True)
+        content = {"from": self.source, "space": SPACE, "metrics": self.finite()}
+        (folder / METRICS).write_text(json.dumps(content, indent=2) + "\n")
+        save_file({name: tensor.cpu().contiguous() for name, tensor in self.latents.items()}, folder / LATENTS)
+        if self.examples is not None:
+            parts: dict[str, Any] = {**_fields(self.examples), **({} if self.logits is None else _fields(self.logits))}
+            tensors = {name: value.contiguous() for name, value in parts.items() if isinstance(value, Tensor)}
+            plain = {name: json.dumps(value) for name, value in parts.items() if not isinstance(value, Tensor)}
+            save_file(tensors, folder / EXAMPLES, metadata=plain)
+            (folder / TOKENS).write_text(json.dumps(self.texts, indent=0) + "\n")
+        return folder
+
+    @classmethod
+    def load(cls, run: Path) -> "Evaluation":
+        """Read what `save` wrote.
+
+        Raises:
+            BadInput: the run has not been evaluated.
+            CrosscodeError: a file is damaged.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        folder = run / FOLDER
+        if not is_evaluated(run):
+            command = f"python -m crosscode evaluate {run}"
+            raise BadInput(f"{str(run)!r} has not been evaluated: {FOLDER}/{METRICS} is missing. {command} writes it.")
+        try:
+            content = json.loads((folder / METRICS).read_text())
+            metrics = {name: math.nan if value is None else value for name, value in content["metrics"].items()}
+            latents = load_file(folder / LATENTS)
+            seen = _read_examples(folder) if (folder / EXAMPLES).exists() else (None, None, {})
+            return cls(content["from"], metrics, latents, _scaling_of(latents), *seen)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+            raise CrosscodeError(f"{str(folder)!r} is damaged: {error}") from error
+
+
+def is_evaluated(run: Path) -> bool:
+    """Whether a run's folder holds an evaluation."""
+    return all((run / FOLDER / name).is_file() for name in (METRICS, LATENTS))
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    return {field.name: getattr(record, field.name) for field in attrs.fields(type(record))}
+
+
+def _read_examples(folder: Path) -> tuple[Examples, LogitAttribution | None, dict[int, str]]:
+    from safetensors import safe_open
+
+    with safe_open(folder / EXAMPLES, "pt") as file:
+        parts: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        parts |= {name: json.loads(value) for name, value in file.metadata().items()}
+
+    def made(cls: type) -> Any:
+        return cls(**{field.name: parts[field.name] for field in attrs.fields(cls)})
+
+    logits = None
+    if "sites" in parts:
+        parts["sites"] = tuple(parts["sites"])
+        logits = made(LogitAttribution)
+    texts = json.loads((folder / TOKENS).read_text())
+    return made(Examples), logits, {int(id_): text for id_, text in texts.items()}
+
+
+@torch.no_grad()
+def full_evaluation(
+    coder: SparseCoder,
+    data: Dataloader,
+    n_tokens: int = 30_000,
+    *,
+    splice_tokens: int = 5_000,
+    ablations: tuple[Ablation, ...] = ("zero", "mean"),
+    cut_offs: CutOffs = CutOffs(),
+    example_latents: int = 1_000,
+    dead_L: Bool[Tensor, " L"] | None = None,
+) -> Evaluation:
+    """Reconstruction, sparsity, decoders, splicing and latent scaling, on held-out tokens in eval mode.
+
+    All figures but those of splicing take one pass over the activations, and examples another: sums first, in float64,
+    divided once. Of more than two models the first two are compared.
+
+    Args:
+        coder: a trained coder with its thresholds calibrated (`calibrate`); its mode is put back afterwards.
+        data: held-out text and the models, with the hookpoints that the coder was trained on.
+        n_tokens: how many tokens to measure on.
+        splice_tokens: how many tokens to run the language models on for cross-entropy recovered; 0 for none.
+        ablations: what splicing is compared with.
+        cut_offs: for the counts of exclusive latents.
+        example_latents: of how many latents to keep examples and logits; see `worth_looking_at`. 0 for none.
+        dead_L: latents that training found dead.
+    """
+    at_least("n_tokens", n_tokens, 1)
+    at_least("splice_tokens", splice_tokens, 0)
+    sites = site_names(data)
+    accumulators = [metric.start() for metric in (*measures(coder, data), ReconstructionBias(sites))]
+    activity = Activity.fresh(coder.n_latents)
+    scaling_sums = ScalingSums(coder, (0, 1)) if _comparable(coder) else None
+    was_training = coder.training
+    coder.eval()
+    try:
+        for batch in first_tokens(data, n_tokens):
+            trace = Trace.of(coder, batch.to(coder.device))
+            for accumulator in accumulators:
+                accumulator.add(trace)
+            activity.add(trace.latents)
+            if scaling_sums is not None:
+                scaling_sums.add(trace)
+        splices: dict[Ablation, tuple[ModelSplices, ...]] = {}
+        for ablation in ablations if splice_tokens else ():
+            splices[ablation] = splice(coder, data, splice_tokens, ablation=ablation)
+    finally:
+        coder.train(was_training)
+    results = {name: value for part in accumulators for name, value in part.result().items()}
+    numbers = {name: value for name, value in results.items() if not isinstance(value, Tensor)}
+    scaling = None if scaling_sums is None else (scaling_sums.scaling(0), scaling_sums.scaling(1))
+    latents = _latents(coder, activity, scaling)
+    metrics = {
+        **numbers,
+        **{f"explained_variance{name[3:]}": 1 - value for name, value in numbers.items() if name.startswith("fvu")},
+        **_decoders(latents),
+        **({} if scaling is None else _exclusive(scaling, latents, sites[0], cut_offs)),
+        **{name: value for ablation, models in splices.items() for name, value in _splices(ablation, models).items()},
+    }
+    if dead_L is not None:
+        latents["dead_L"] = dead_L.cpu()
+        metrics["dead"] = float(dead_L.double().mean())
+    source = {
+        "split": data.sequences.split,
+        "models": list(sites[0]),
+        "hookpoints_read": list(read_names(data)),
+        "hookpoints_written": list(sites[1]),
+        "tokens": activity.n_tokens,
+        "splice_tokens": splice_tokens,
+        "cut_offs": attrs.asdict(cut_offs),
+    }
+    examples, logits, texts = None, None, {}
+    if example_latents:
+        chosen_E = worth_looking_at(latents, example_latents)
+        examples = find_examples(coder, data, chosen_E, n_tokens=n_tokens)
+        logits = attribute_logits(coder, data, chosen_E, latents["mean_L"][chosen_E])
+        texts = texts_of(data.sequences.model.tokenizer, _tokens_in(examples, logits))
+    return Evaluation(source, metrics, latents, scaling, examples, logits, texts)
+
+
+def worth_looking_at(latents: Mapping[str, Tensor], most: int) -> Int[Tensor, " E"]:
+    """All latents that fired or, if there are more than `most`, so many of them.
+
+    Of a coder of two models, half are those whose decoder norms differ most between them; the others, or all, are
+    spread evenly over the ranks of density.
+    """
+    fired = latents["count_L"].nonzero()[:, 0]
+    if len(fired) <= most:
+        return fired
+    one_sided = fired[:0]
+    if "relative_norm_L" in latents:
+        one_sided = fired[(latents["relative_norm_L"][fired] - 0.5).abs().argsort(descending=True)[: most // 2]]
+    others = fired[~torch.isin(fired, one_sided)]
+    others = others[latents["count_L"][others].argsort(stable=True)]
+    spread = torch.linspace(0, len(others) - 1, most - len(one_sided)).round().long()
+    some: Tensor = torch.cat([one_sided, others[spread]]).unique()
+    return some
+
+
+def _tokens_in(examples: Examples, logits: LogitAttribution | None) -> list[int]:
+    parts = [examples.tokens_EKW] + ([] if logits is None else [logits.highest_EMK, logits.lowest_EMK])
+    ids = torch.cat([part.flatten() for part in parts]).unique()
+    return list(map(int, ids[ids >= 0]))
+
+
+def _comparable(coder: SparseCoder) -> bool:
+    """Whether the first two models are written with equal widths, so that a direction of one is one of the other."""
+    widths_Xo, dims = coder.decoder.widths_Xo, coder.decoder.out_dims
+    if not diffs_models(coder):
+        return False
+    one, other = torch.tensor(widths_Xo or [0] * math.prod(dims)).reshape(dims)[:2].tolist()
+    return bool(one == other)
+
+
+def _latents(
+    coder: SparseCoder, activity: Activity, scaling: tuple[LatentScaling, LatentScaling] | None
+) -> dict[str, Tensor]:
+    """Everything that is said of each latent; float32 but for counts."""
+    norms_LXo = coder.decoder.norms_LXo().detach().cpu()
+    share_LX = rearrange(norms_LXo.double(), "L ... -> L (...)")
+    share_LX = share_LX / share_LX.sum(-1, keepdim=True).clamp_min(1e-300)
+    latents = {
+        "count_L": activity.count_L,
+        "density_L": activity.density_L,
+        "mean_L": activity.mean_L,
+        "max_L": activity.max_L,
+        "bin_width_L": activity.bin_width_L,
+        "histogram_Lb": activity.histogram_Lb.int(),
+        "norms_LXo": norms_LXo,
+        "entropy_L": torch.special.entr(share_LX).sum(-1),
+    }
+    index_L = torch.arange(coder.n_latents)
+    if (n_shared := getattr(coder.decoder, "n_shared", None)) is not None:
+        latents["tied_L"] = index_L < n_shared
+    if isinstance(coder.encoder, PerSiteEncoder):
+        latents["source_L"] = index_L // coder.encoder.n_latents_per_site
+    if diffs_models(coder):
+        latents |= {"relative_norm_L": relative_norm(norms_LXo), "delta_norm_L": delta_norm(norms_LXo)}
+    if scaling is not None:
+        W_LMPD = coder.decoder.dense().detach().double().cpu()
+        one_LP, other_LP = (W_LMPD[:, m].norm(dim=-1) for m in (0, 1))
+        cosine_LP = (W_LMPD[:, 0] * W_LMPD[:, 1]).sum(-1) / (one_LP * other_LP)
+        latents["cosine_LP"] = cosine_LP.masked_fill((one_LP < 1e-8) | (other_LP < 1e-8), math.nan)
+        for name in ("nu_error", "nu_recon", *BETAS):
+            latents[f"{name}_LM"] = torch.stack([getattr(each, f"{name}_L") for each in scaling], dim=-1)
+    return {name: value.float() if value.dtype == torch.float64 else value for name, value in latents.items()}
+
+
+BETAS = ("beta_error_own", "beta_error_other", "beta_recon_own", "beta_recon_other")
+
+
+def _scaling_of(latents: Mapping[str, Tensor]) -> tuple[LatentScaling, LatentScaling] | None:
+    """Latent scaling from what `_latents` made of it."""
+    if f"{BETAS[0]}_LM" not in latents:
+        return None
+    rho_L = latents["relative_norm_L"].double()
+
+    def along(own: int) -> LatentScaling:
+        betas = {f"{name}_L": latents[f"{name}_LM"][:, own].double() for name in BETAS}
+        share_L = rho_L if own == 1 else 1 - rho_L
+        return LatentScaling(own, 1 - own, **betas, relative_norm_L=share_L, count_L=latents["count_L"])
+
+    return along(0), along(1)
+
+
+def _decoders(latents: Mapping[str, Tensor]) -> dict[str, float]:
+    """Shares of latents in the classical bins, in both conventions, and cosines."""
+    found: dict[str, float] = {}
+    for name in ("relative_norm", "delta_norm"):
+        if f"{name}_L" in latents:
+            value_L = latents[f"{name}_L"].double()
+            found |= {
+                f"{name}/below_0.1": float((value_L < 0.1).double().mean()),
+                f"{name}/0.4_to_0.6": float(((value_L >= 0.4) & (value_L <= 0.6)).double().mean()),
+                f"{name}/above_0.9": float((value_L > 0.9).double().mean()),
+            }
+    if "cosine_LP" in latents:
+        found["decoder_cosine/median"] = float(latents["cosine_LP"].nanmedian())
+    return found
+
+
+def _exclusive(
+    scaling: tuple[LatentScaling, LatentScaling], latents: Mapping[str, Tensor], models: tuple[str, ...], at: CutOffs
+) -> dict[str, float]:
+    """Verdicts on the latents in the classical bins that fired."""
+    return {
+        f"exclusive/{models[each.own]}/{name.removeprefix('n_')}": float(value)
+        for each in scaling
+        for name, value in attrs.asdict(
+            each.verdicts(
+                (each.relative_norm_L >= at.relative_norm) & (latents["count_L"] > 0),
+                nu_error=at.nu_error,
+                nu_recon=at.nu_recon,
+            )
+        ).items()
+    }
+
+
+def _splices(ablation: Ablation, models: tuple[ModelSplices, ...]) -> dict[str, float]:
+    """`splice/<ablation>/<model>/<hookpoint, "jointly" or "replacement">/<figure>`."""
+    found: dict[str, float] = {}
+    for of in models:
+        found |= {f"splice/{of.model}/ce_clean": of.ce_clean, f"splice/{of.model}/positions": float(of.n_positions)}
+        places = {**of.sites, "jointly": of.joint}
+        if of.replacement is not None:
+            places["replacement"] = of.replacement
+        for place, figures in places.items():
+            for name, value in attrs.asdict(figures).items():
+                found[f"splice/{ablation}/{of.model}/{place}/{name}"] = value
+    return found
+

@@ -1,0 +1,91 @@
+"""Which tokens a latent makes likelier: its direction read through a model's unembedding (the direct path).
+
+Shapes: E latents looked at, M models, P hookpoints written, D width, V vocabulary, K tokens at either end.
+"""
+
+import re
+from collections.abc import Sequence
+
+import attrs
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from crosscode.data import Dataloader
+from crosscode.data.language_model import ReadOutModel
+from crosscode.evaluation.measures import site_names
+from crosscode.models import SparseCoder
+
+STREAM = re.compile(r"blocks\.\d+\.hook_(resid_(pre|mid|post)|in|out)")
+ADDED = re.compile(r"blocks\.\d+\.hook_(mlp|attn)_out")
+AT_ONCE = 64  # latents whose logits are held at once
+
+
+@attrs.frozen(eq=False)
+class LogitAttribution:
+    """What a latent, at its mean activation where it fires, adds to each model's logits on the direct path.
+
+    The final norm's gain (and centring) is folded in, its division by the stream's size is left out; logits are less
+    their mean over the vocabulary. So signs and order mean something, and sizes beside the other model's.
+
+    Attributes:
+        sites: the hookpoints whose directions were added up.
+        highest_EMK, lowest_EMK: tokens whose logits rise and fall most, the largest changes first.
+        rise_EMK, fall_EMK: by how much.
+    """
+
+    sites: tuple[str, ...]
+    highest_EMK: Int[Tensor, "E M K"]
+    lowest_EMK: Int[Tensor, "E M K"]
+    rise_EMK: Float[Tensor, "E M K"]
+    fall_EMK: Float[Tensor, "E M K"]
+
+
+def direct_sites(hookpoints: Sequence[str]) -> tuple[str, ...]:
+    """The hookpoints whose directions reach the unembedding by addition alone.
+
+    Of a residual stream read at several places, the last: they are one stream. Without any, all outputs of MLPs and
+    attention, which are added to it. Nothing else (a norm's output, an MLP's inside) is on the direct path.
+    """
+    stream = [name for name in hookpoints if STREAM.fullmatch(name)]
+    return tuple(stream[-1:] or [name for name in hookpoints if ADDED.fullmatch(name)])
+
+
+@torch.no_grad()
+def attribute_logits(
+    coder: SparseCoder, data: Dataloader, latents_E: Int[Tensor, " E"], mean_E: Float[Tensor, " E"], k: int = 8
+) -> LogitAttribution | None:
+    """Logits that some latents add, or None where nothing written is on the direct path or a model cannot say.
+
+    Args:
+        coder: a trained coder.
+        data: the models, with the hookpoints that the coder was trained on.
+        latents_E: which latents.
+        mean_E: the activation at which each is read.
+        k: how many tokens at either end.
+    """
+    hookpoints = site_names(data)[1]
+    sites = direct_sites(hookpoints)
+    models = data.harvester.models
+    if not sites or not all(isinstance(model, ReadOutModel) for model in models):
+        return None
+    W_LXoDo = coder.decoder.dense().detach() / coder.scale_out_Xo[..., None]
+    W_EMPD = W_LXoDo.cpu().double()[latents_E].reshape(len(latents_E), len(models), len(hookpoints), -1)
+    W_EMD = W_EMPD[:, :, [hookpoints.index(name) for name in sites]].sum(2) * mean_E[:, None, None]
+    ends: list[list[Tensor]] = []
+    for m, model in enumerate(models):
+        assert isinstance(model, ReadOutModel)
+        unembed_DV = model.unembedding().float()
+        W_ED = W_EMD[:, m, : len(unembed_DV)].to(unembed_DV)
+        parts = [_ends(W_eD @ unembed_DV, k) for W_eD in W_ED.split(AT_ONCE)]
+        ends.append([torch.cat(part).cpu() for part in zip(*parts)])
+    rise, highest, fall, lowest = (rearrange(torch.stack(part), "M E K -> E M K") for part in zip(*ends))
+    return LogitAttribution(sites, highest, lowest, rise, fall)
+
+
+def _ends(logits_eV: Float[Tensor, "e V"], k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    logits_eV = logits_eV - logits_eV.mean(-1, keepdim=True)
+    k = min(k, logits_eV.shape[-1])
+    (rise, highest), (fall, lowest) = logits_eV.topk(k, dim=-1), logits_eV.topk(k, dim=-1, largest=False)
+    return rise, highest, fall, lowest

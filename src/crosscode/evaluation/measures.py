@@ -1,0 +1,39 @@
+"""What is measured of every coder, in training and on held-out tokens."""
+
+from crosscode.activations import JumpReLU
+from crosscode.data import Dataloader
+from crosscode.metrics import FVU, L0, DecoderCosine, DecoderNormRatio, Density, Metric, Thresholds
+from crosscode.models import PerSiteEncoder, SparseCoder
+
+
+def site_names(data: Dataloader) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Models and hookpoints along the axes of what is written; a dropped axis keeps its one name."""
+    written = data.hookpoints if data.writes is None else data.writes
+    return (data.model_names, (written,) if isinstance(written, str) else tuple(written))
+
+
+def read_names(data: Dataloader) -> tuple[str, ...]:
+    """The hookpoints that are read."""
+    read = data.hookpoints if data.reads is None else data.reads
+    return (read,) if isinstance(read, str) else tuple(read)
+
+
+def diffs_models(coder: SparseCoder) -> bool:
+    """Whether the coder writes models side by side, so that the decoders of the first two can be compared."""
+    dims = coder.decoder.out_dims
+    return len(dims) == 2 and dims[0] >= 2
+
+
+def measures(coder: SparseCoder, data: Dataloader) -> list[Metric]:
+    """Reconstruction, sparsity and, of a coder of several models, how its decoders differ."""
+    n_shared = getattr(coder.decoder, "n_shared", None)
+    per_site = coder.encoder.in_dims[0] if isinstance(coder.encoder, PerSiteEncoder) else None
+    jumps = any(isinstance(part, JumpReLU) for part in coder.activation.modules())
+    of_two_models: list[Metric] = [DecoderNormRatio(), DecoderCosine()] if diffs_models(coder) else []
+    return [
+        FVU(site_names(data)),
+        L0(n_shared, per_site),
+        Density(),
+        *([Thresholds(coder.activation)] if jumps else []),  # type: ignore[arg-type]
+        *of_two_models,
+    ]

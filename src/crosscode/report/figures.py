@@ -1,0 +1,294 @@
+"""The report's plots, as functions that return plotly figures: for notebooks, for the page and for wandb.
+
+    from crosscode.report import read_run, figures_of
+    figures_of("runs/feb_diffing_jumprelu")["latent_scaling"].show()
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import reduce
+from torch import Tensor
+
+from crosscode.report.saved import SavedRun, read_run
+
+# Told apart by colour-blind readers and on light and dark ground (after Okabe and Ito).
+MODELS = ("#2f7fc1", "#d9701e", "#8a63b8", "#1b9e77")
+NEUTRAL = "#7d868f"
+LINES = ("#2f7fc1", "#d9701e", "#1b9e77", "#b8559a", "#8f8a1f", "#4fb3d9", "#8a63b8", "#7d868f")
+DASHES = ("solid", "dash", "dot", "dashdot")
+N_BINS = 50
+
+
+def figures_of(run: SavedRun | Path | str) -> dict[str, Any]:
+    """All plots that a run has data for, by name."""
+    saved = run if isinstance(run, SavedRun) else read_run(Path(run))
+    figures = {name: curves(saved.curves, prefixes) for name, prefixes in CURVES.items()} if saved.curves else {}
+    figures["density"] = density(saved)
+    if saved.compares_models:
+        figures["relative_norm"] = relative_norm(saved)
+    if saved.evaluation.scaling is not None:
+        figures["decoder_cosine"] = decoder_cosine(saved)
+        figures["latent_scaling"] = latent_scaling(saved)
+    if len(saved.hookpoints) > 1:
+        figures["sites"] = sites(saved)
+    return {name: figure for name, figure in figures.items() if figure.data}
+
+
+CURVES = {
+    "loss": ("loss", "reconstruction"),
+    "fvu": ("fvu/",),
+    "l0": ("l0/mean", "l0/shared", "l0/exclusive", "l0/site_"),
+    "lambda": ("lambda/",),
+    "penalty": ("penalty/",),
+    "dead": ("dead",),
+}
+CURVE_TITLES = {
+    "loss": "loss",
+    "fvu": "fraction of variance unexplained",
+    "l0": "latents per token (L0)",
+    "lambda": "weights λ of the penalties",
+    "penalty": "penalties, unweighted",
+    "dead": "share of dead latents",
+}
+
+
+def curves(rows: Sequence[Mapping[str, Any]], prefixes: Sequence[str]) -> Any:
+    """Training curves whose names begin with one of some prefixes, over steps.
+
+    Args:
+        rows: of `metrics.jsonl`.
+        prefixes: `("fvu/",)`, `("l0/mean",)`, …, without `train/`.
+    """
+    import plotly.graph_objects as go
+
+    names = [
+        name.removeprefix("train/")
+        for name in (rows[-1] if rows else {})
+        if name.removeprefix("train/").startswith(tuple(prefixes)) and not name.endswith("/deciles")
+    ]
+    if len([name for name in names if name.startswith("fvu/")]) == 2 and "fvu/pooled" in names:
+        names.remove("fvu/pooled")  # one site: the same curve
+    figure = go.Figure()
+    drawn: list[float] = []
+    for i, name in enumerate(names):
+        points = [(row["step"], row[f"train/{name}"]) for row in rows if f"train/{name}" in row]
+        steps, values = zip(*points)
+        drawn += values
+        figure.add_scatter(
+            x=steps,
+            y=values,
+            name=name.partition("/")[2] or name,
+            mode="lines",
+            line={"color": LINES[i % len(LINES)], "dash": DASHES[i // len(LINES) % len(DASHES)], "width": 1.8},
+        )
+    title = next((CURVE_TITLES[key] for key, value in CURVES.items() if value == tuple(prefixes)), None)
+    figure.update_layout(_layout("step", title), showlegend=len(names) > 1)
+    if drawn and min(drawn) > 0 and max(drawn) > 8 * min(drawn) and "lambda/" not in prefixes:
+        figure.update_yaxes(type="log", dtick="D2" if max(drawn) < 500 * min(drawn) else 1)
+    return figure
+
+
+def relative_norm(run: SavedRun) -> Any:
+    """How many living latents have which share of their decoder norms in the second model, beside the null run's."""
+    import plotly.graph_objects as go
+
+    edges = torch.linspace(0, 1, N_BINS + 1)
+    figure = go.Figure()
+    counts = _counts(run.evaluation.latents["relative_norm_L"][run.free_L()], edges)
+    figure.add_bar(x=_middles(edges), y=counts, width=1 / N_BINS, name="this run", marker_color=MODELS[0], opacity=0.85)
+    if run.null is not None:
+        null = SavedRun(run.folder, {}, {}, {}, {}, (), run.null)
+        counts = _counts(run.null.latents["relative_norm_L"][null.free_L()], edges)
+        line = {"color": NEUTRAL, "width": 2, "shape": "hvh"}
+        figure.add_scatter(x=_middles(edges), y=counts, name="null control", mode="lines", line=line)
+    for edge in run.cut_offs["relative_norm"]:
+        figure.add_vline(x=edge, line={"color": NEUTRAL, "dash": "dash", "width": 1.2})
+    figure.update_layout(
+        _layout("relative decoder norm ρ", "latents"),
+        showlegend=run.null is not None,
+        bargap=0,
+    )
+    figure.update_layout(height=340)
+    figure.update_xaxes(range=[0, 1])
+    figure.update_yaxes(type="log", dtick=1)
+    return figure
+
+
+def decoder_cosine(run: SavedRun) -> Any:
+    """Cosines between a latent's directions in the first two models, hookpoint by hookpoint.
+
+    Of latents that fired and are not tied; of a latent beyond the cut-offs one direction is hardly there, so those
+    are left out.
+    """
+    import plotly.graph_objects as go
+
+    cosine_LP = run.evaluation.latents["cosine_LP"]
+    shown_L = run.free_L() & ~run.beyond_L(0) & ~run.beyond_L(1)
+    edges = torch.linspace(-1, 1, N_BINS + 1)
+    figure = go.Figure()
+    for p, hookpoint in enumerate(run.hookpoints):
+        cosine_N = cosine_LP[shown_L, p]
+        figure.add_scatter(
+            x=_middles(edges),
+            y=_counts(cosine_N[~cosine_N.isnan()], edges),
+            name=hookpoint,
+            mode="lines",
+            fill="tozeroy" if len(run.hookpoints) == 1 else None,
+            line={"color": LINES[p % len(LINES)], "width": 1.8, "shape": "hvh"},
+        )
+    figure.update_layout(_layout("cosine of decoder directions", "latents"), showlegend=len(run.hookpoints) > 1)
+    figure.update_layout(height=340)
+    figure.update_xaxes(range=[-1, 1])
+    return figure
+
+
+def latent_scaling(run: SavedRun, most: float = 1.6) -> Any:
+    """`nu_recon` against `nu_error` of every free latent, along what it writes to the model that has more of it.
+
+    Args:
+        run: with latent scaling.
+        most: ratios are drawn between `-0.25 * most` and this; what lies outside stands at the edge.
+    """
+    import plotly.graph_objects as go
+
+    latents, scaling = run.evaluation.latents, run.evaluation.scaling
+    assert scaling is not None
+    figure = go.Figure()
+    least = -0.25 * most
+    at = run.cut_offs
+    corner = {"x0": least, "x1": at["nu_recon"], "y0": least, "y1": at["nu_error"]}
+    figure.add_shape(type="rect", **corner, line_width=0, fillcolor=LINES[2], opacity=0.12, layer="below")
+    for name, axis in (("nu_recon", "x"), ("nu_error", "y")):
+        add = figure.add_vline if axis == "x" else figure.add_hline
+        add(**{axis: at[name]}, line={"color": NEUTRAL, "dash": "dash", "width": 1.2})
+    for model in (0, 1):
+        rho_L = latents["relative_norm_L"]
+        leaning_L = run.free_L() & ((rho_L >= 0.5) if model else (rho_L < 0.5))
+        nu_recon_L, nu_error_L = scaling[model].nu_recon_L, scaling[model].nu_error_L
+        for beyond, mask_L in ((False, leaning_L & ~run.beyond_L(model)), (True, run.beyond_L(model))):
+            index = (mask_L & ~nu_recon_L.isnan() & ~nu_error_L.isnan()).nonzero()[:, 0]
+            if len(index) == 0:
+                continue
+            figure.add_scatter(
+                x=nu_recon_L[index].clamp(least, most).tolist(),
+                y=nu_error_L[index].clamp(least, most).tolist(),
+                customdata=[
+                    [latent, round(float(rho_L[latent]), 3), *_signs(nu_recon_L[latent], nu_error_L[latent])]
+                    for latent in index.tolist()
+                ],
+                hovertemplate="latent %{customdata[0]}<br>ρ %{customdata[1]}<br>ν<sup>r</sup> %{customdata[2]}"
+                "<br>ν<sup>ε</sup> %{customdata[3]}<extra></extra>",
+                name=f"{'beyond the cut-off' if beyond else 'leans'} towards {run.models[model]}",
+                mode="markers",
+                marker={
+                    "color": MODELS[model],
+                    "size": 9 if beyond else 5,
+                    "opacity": 0.95 if beyond else 0.45,
+                    "symbol": ("circle", "diamond")[model],
+                    "line": {"width": 1.2 if beyond else 0, "color": "white"},
+                },
+            )
+    figure.update_layout(
+        _layout("ν<sup>r</sup>: written there by others", "ν<sup>ε</sup>: there, but unwritten"),
+        showlegend=True,
+        height=340,
+    )
+    figure.update_xaxes(range=[least * 1.05, most * 1.03])
+    figure.update_yaxes(range=[least * 1.05, most * 1.03])
+    return figure
+
+
+def density(run: SavedRun) -> Any:
+    """How many latents fire on which share of tokens; those that never fired are not drawn."""
+    import plotly.graph_objects as go
+
+    density_L = run.evaluation.latents["density_L"]
+    log_N = density_L[density_L > 0].log10()
+    figure = go.Figure()
+    if len(log_N):
+        edges = torch.linspace(float(log_N.min().floor()), 0, N_BINS + 1)
+        groups = {"latents": density_L > 0}
+        if "tied_L" in run.evaluation.latents:
+            tied_L = run.evaluation.latents["tied_L"]
+            groups = {"free": (density_L > 0) & ~tied_L, "tied between models": (density_L > 0) & tied_L}
+        for i, (name, mask_L) in enumerate(groups.items()):
+            counts = _counts(density_L[mask_L].log10(), edges)
+            x = [round(float(10**middle), 8) for middle in _middles(edges)]
+            line = {"color": (MODELS[0], NEUTRAL)[i], "width": 1.8, "shape": "hvh"}
+            figure.add_scatter(x=x, y=counts, name=name, mode="lines", fill="tozeroy", line=line)
+        figure.update_layout(showlegend=len(groups) > 1)
+    figure.update_layout(_layout("share of tokens that a latent fires on", "latents"))
+    figure.update_xaxes(type="log", dtick=1)
+    return figure
+
+
+def sites(run: SavedRun) -> Any:
+    """Where latents write: decoder norms summed over latents that fired, by the site they read or by model."""
+    import plotly.graph_objects as go
+
+    latents = run.evaluation.latents
+    norms_LX = latents["norms_LXo"].reshape(len(latents["count_L"]), -1) * run.fired_L()[:, None]
+    if "source_L" in latents:
+        rows = [_short(name) for name in run.evaluation.source["hookpoints_read"]]
+        total = torch.zeros(len(rows), norms_LX.shape[1]).index_add(0, latents["source_L"].long(), norms_LX)
+        label = "reads"
+    else:
+        rows = run.models if len(run.models) > 1 else ["all latents"]
+        total = reduce(norms_LX, "L (M P) -> M P", "sum", M=len(rows))
+        label = "model"
+    figure = go.Figure()
+    figure.add_heatmap(
+        z=total.tolist(),
+        x=[_short(name) for name in run.hookpoints],
+        y=rows,
+        colorscale="Cividis",
+        colorbar={"title": {"text": "Σ norm"}, "thickness": 12},
+        hovertemplate="%{y} → %{x}<br>%{z:.3g}<extra></extra>",
+    )
+    figure.update_layout(_layout("writes", label))
+    figure.update_yaxes(autorange="reversed", type="category")
+    figure.update_xaxes(type="category")
+    return figure
+
+
+def _short(hookpoint: str) -> str:
+    return hookpoint.removeprefix("blocks.").replace(".hook_", " ").replace("hook_", "")
+
+
+def _signs(*values: Tensor) -> list[str]:
+    return [f"{float(value):.2f}" for value in values]
+
+
+def _counts(values: Tensor, edges: Tensor) -> list[int]:
+    return torch.histogram(values.float().cpu(), edges.float()).hist.int().tolist()
+
+
+def _middles(edges: Tensor) -> list[float]:
+    return [round(middle, 6) for middle in ((edges[1:] + edges[:-1]) / 2).tolist()]
+
+
+def _layout(x: str, y: str | None) -> dict[str, Any]:
+    """Transparent, with room for nothing but the data; a page's style sheet colours text and grid."""
+    axis = {"automargin": True, "zeroline": False, "gridcolor": "rgba(128,128,128,0.2)", "linecolor": NEUTRAL}
+    return {
+        "template": "none",
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"family": "system-ui, sans-serif", "size": 12, "color": NEUTRAL},
+        "margin": {"l": 8, "r": 8, "t": 30, "b": 8},
+        "height": 280,
+        "xaxis": {**axis, "title": {"text": x, "font": {"size": 12}}},
+        "yaxis": {**axis, "title": {"text": y or "", "font": {"size": 12}}},
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        "hovermode": "closest",
+    }
+
+
+def plotly_script() -> str:
+    """The source of plotly.js, for a page that works without a network."""
+    from plotly.offline import get_plotlyjs
+
+    return str(get_plotlyjs())

@@ -1,0 +1,137 @@
+"""What a run's folder holds, read for showing; what is missing is simply not shown."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from crosscode import run_files
+from crosscode.errors import BadInput
+from crosscode.evaluation import Evaluation, is_evaluated
+
+EXCLUSIVITY = "exclusivity"
+
+
+@attrs.frozen(eq=False)
+class SavedRun:
+    """A run's files.
+
+    Attributes:
+        folder: where they are.
+        options, configuration, summary, provenance: `run_files` says what is in them; empty where they are missing.
+        curves: the rows of `metrics.jsonl`.
+        evaluation: what was measured of the coder.
+        null: the same of the null run, whose two models differ in nothing that was planted or taught; None without.
+        exclusivity: cut-offs from the null, calls and false-positive rates; None without.
+        masks: the calls latent by latent; empty without.
+    """
+
+    folder: Path
+    options: Mapping[str, Any]
+    configuration: Mapping[str, Any]
+    summary: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    curves: Sequence[Mapping[str, Any]]
+    evaluation: Evaluation
+    null: Evaluation | None = None
+    exclusivity: Mapping[str, Any] | None = None
+    masks: Mapping[str, Tensor] = {}
+
+    @property
+    def name(self) -> str:
+        """The recipe's name, or the folder's."""
+        return str(self.summary.get("recipe", self.folder.absolute().name))
+
+    @property
+    def models(self) -> list[str]:
+        return list(self.evaluation.source["models"])
+
+    @property
+    def null_models(self) -> list[str]:
+        """The null control's two checkpoints of one model."""
+        return ["first", "second"] if self.null is None else list(self.null.source["models"])
+
+    @property
+    def hookpoints(self) -> list[str]:
+        """Those that the coder writes."""
+        return list(self.evaluation.source["hookpoints_written"])
+
+    @property
+    def compares_models(self) -> bool:
+        return "relative_norm_L" in self.evaluation.latents
+
+    @property
+    def cut_offs(self) -> Mapping[str, Any]:
+        """`relative_norm` [low, high], `nu_error`, `nu_recon`: the null's if there is one, or the classical ones."""
+        if self.exclusivity is not None:
+            cut_offs: Mapping[str, Any] = self.exclusivity["cut_offs"]
+            return cut_offs
+        at = self.evaluation.source["cut_offs"]
+        return {**at, "relative_norm": [1 - at["relative_norm"], at["relative_norm"]]}
+
+    def fired_L(self) -> Bool[Tensor, " L"]:
+        return self.evaluation.latents["count_L"] > 0
+
+    def free_L(self) -> Bool[Tensor, " L"]:
+        """Latents that fired and are not tied between models by construction."""
+        fired_L = self.fired_L()
+        return fired_L & ~self.evaluation.latents.get("tied_L", torch.zeros_like(fired_L))
+
+    def beyond_L(self, model: int) -> Bool[Tensor, " L"]:
+        """Free latents whose relative norm lies beyond the cut-off towards the first (0) or the second model (1)."""
+        if f"beyond_{model}_L" in self.masks:
+            return self.masks[f"beyond_{model}_L"].bool()
+        low, high = self.cut_offs["relative_norm"]
+        rho_L = self.evaluation.latents["relative_norm_L"]
+        beyond_L: Tensor = self.free_L() & (rho_L <= low if model == 0 else rho_L >= high)
+        return beyond_L
+
+    def exclusive_L(self, model: int) -> Bool[Tensor, " L"]:
+        """Those among them that latent scaling confirms."""
+        if f"exclusive_to_{model}_L" in self.masks:
+            return self.masks[f"exclusive_to_{model}_L"].bool()
+        scaling = self.evaluation.scaling
+        if scaling is None:
+            return torch.zeros_like(self.fired_L())
+        at = self.cut_offs
+        return self.beyond_L(model) & scaling[model].specific_L(at["nu_error"], at["nu_recon"])
+
+
+def read_run(folder: Path) -> SavedRun:
+    """Read a run's folder.
+
+    Raises:
+        BadInput: it is none, or has not been evaluated.
+    """
+    from safetensors.torch import load_file
+
+    if not folder.is_dir():
+        raise BadInput(f"{str(folder)!r} is no folder of a run.")
+    masks = folder / "evaluation" / f"{EXCLUSIVITY}.safetensors"
+    return SavedRun(
+        folder=folder,
+        options=run_files.read_json(folder / run_files.OPTIONS) or {},
+        configuration=run_files.read_json(folder / run_files.CONFIGURATION) or {},
+        summary=run_files.read_json(folder / run_files.SUMMARY) or {},
+        provenance=run_files.read_json(folder / run_files.PROVENANCE) or {},
+        curves=_rows(folder / run_files.CURVES),
+        evaluation=Evaluation.load(folder),
+        null=Evaluation.load(folder / run_files.NULL) if is_evaluated(folder / run_files.NULL) else None,
+        exclusivity=run_files.read_json(folder / "evaluation" / f"{EXCLUSIVITY}.json"),
+        masks=load_file(masks) if masks.is_file() else {},
+    )
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    rows = []
+    for line in file.read_text().splitlines() if file.is_file() else ():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue  # a row that a crash cut short
+    return rows

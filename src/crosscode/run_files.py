@@ -1,0 +1,86 @@
+"""The files in a run's folder, and what is read and written by more than one part of crosscode.
+
+    options.json          models, data, hookpoints and all else that recipes share
+    configuration.json    what the trainer was made of
+    metrics.jsonl         curves
+    summary.json          the figures at the end; there once the run is complete
+    provenance.json       when, where and with which versions
+    coder/                the trained coder (`crosscode.load`)
+    silence.safetensors   tokens_since_fired_L, dead_L: for how long each latent had been silent in training
+    checkpoints/  evaluation/  null/  wandb/
+    report.html           the page that shows all of it
+"""
+
+import json
+import os
+import platform
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+OPTIONS, CONFIGURATION, CURVES = "options.json", "configuration.json", "metrics.jsonl"
+SUMMARY, PROVENANCE, SILENCE = "summary.json", "provenance.json", "silence.safetensors"
+CODER, CHECKPOINTS, NULL, REPORT = "coder", "checkpoints", "null", "report.html"
+
+
+def write_json(file: Path, content: Any) -> None:
+    """JSON, indented; the file is the old one or the new one, whatever happens meanwhile."""
+    beside = file.with_name(f".{file.name}")
+    beside.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(beside, file)
+
+
+def read_json(file: Path) -> Any:
+    """A file's content, or None where it is missing or damaged: a report shows what there is."""
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def write_provenance(run: Path, device: str, started: datetime, trained: datetime, first_step: int) -> None:
+    """When a run was made, where and with what.
+
+    Args:
+        run: the folder.
+        device: where the coder was trained.
+        started, trained: when training began and ended.
+        first_step: the step that training went on from; 0 if it was not resumed.
+    """
+    content = {
+        "started": started.isoformat(timespec="seconds"),
+        "training_seconds": round((trained - started).total_seconds(), 1),
+        "from_step": first_step,
+        "device": device if not device.startswith("cuda") else f"{device} ({torch.cuda.get_device_name(device)})",
+        "machine": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        **{name: _version(name) for name in ("crosscode", "torch", "transformers")},
+    }
+    write_json(run / PROVENANCE, content)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def save_silence(run: Path, tokens_since_fired_L: Int[Tensor, " L"], dead_L: Bool[Tensor, " L"]) -> None:
+    """Keep for how long each latent had been silent at the end of training, and which ones count as dead."""
+    from safetensors.torch import save_file
+
+    save_file({"tokens_since_fired_L": tokens_since_fired_L.cpu().contiguous(), "dead_L": dead_L.cpu()}, run / SILENCE)
+
+
+def read_dead(run: Path) -> Bool[Tensor, " L"] | None:
+    """The latents that training found dead; None if the folder does not say."""
+    from safetensors.torch import load_file
+
+    file = run / SILENCE
+    return load_file(file)["dead_L"] if file.is_file() else None
