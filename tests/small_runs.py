@@ -81,5 +81,6 @@ SMALL: Mapping[str, Any] = {
     "checkpoint_every": 20,
     "eval_tokens": 500,
     "wandb_mode": "disabled",
+    "report": False,
     "quiet": True,
 }

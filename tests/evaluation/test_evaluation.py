@@ -9,7 +9,8 @@ from torch import Tensor
 from crosscode.activations import BatchTopK, ReLU
 from crosscode.batch import Batch
 from crosscode.data import Dataloader, Harvester, TokenSequences
-from crosscode.evaluation import evaluate, top_examples
+from crosscode.evaluation import evaluate, find_examples
+from crosscode.evaluation.examples import texts_of
 from crosscode.initialization import AnthropicTranspose
 from crosscode.metrics import FVU, L0
 from crosscode.models import SparseCoder, Trace, sae
@@ -34,7 +35,7 @@ class OneHot:
         return {"input_ids": [[self.vocabulary[word] for word in text.split()] for text in texts]}
 
     def decode(self, ids: Sequence[int]) -> str:
-        return " ".join(self.names[i] for i in ids)
+        return "".join(" " * (i > 0) + self.names[id_] for i, id_ in enumerate(ids))
 
     def width(self, hookpoint: str) -> int:
         return 42
@@ -61,29 +62,31 @@ def token_detector() -> SparseCoder:
 
 
 def test_a_latents_strongest_tokens_are_found_in_context() -> None:
-    """The token itself, what stands around it, canonical strength, at most one example a sequence, strongest first."""
+    """The token itself, what stands around it, at most one example a sequence, strongest first, then some at random."""
     coder, data = token_detector(), loader()
-    found = top_examples(coder, data, [3, 7], n_examples=4, context=5)
-    texts = {int(s.index): s.tokens_S.tolist() for s in data.sequences.in_order()}
-    for latent in (3, 7):
-        best = {}
-        for index, tokens in texts.items():
-            places = [place for place, token in enumerate(tokens) if token == latent + 2 and place > 0]
-            if places:
-                best[index] = (1 + max(places)) / 10 * (latent + 1)
-        wanted = sorted(best.values(), reverse=True)[:4]
-        assert [example.activation for example in found[latent]] == pytest.approx(wanted)
-        kept = [[token for token in tokens[1:] if token > 1] for tokens in texts.values()]  # specials are left out
-        around = {
-            (tuple(tokens[max(0, at - 5) : at]), tuple(tokens[at + 1 : at + 6]))
-            for tokens in kept
-            for at in range(len(tokens))
-            if tokens[at] == latent + 2
-        }
-        for example in found[latent]:
-            assert example.token == f"w{latent}"
-            sides = (example.before.split(), example.after.split())
-            assert tuple(tuple(OneHot.vocabulary[word] for word in side) for side in sides) in around
+    before, after = 5, 3
+    found = find_examples(coder, data, [3, 7], n_strongest=4, n_random=3, before=before, after=after)
+    sequences = [sequence.tokens_S.tolist() for sequence in data.sequences.in_order()]
+    for latent, tokens_KW, values_KW, strength_K in zip(
+        (3, 7), found.tokens_EKW.tolist(), found.values_EKW.tolist(), found.strength_EK().tolist()
+    ):
+        places = [[at for at, token in enumerate(tokens) if token == latent + 2 and at > 0] for tokens in sequences]
+        best = {i: (1 + max(at)) / 10 for i, at in enumerate(places) if at}
+        assert strength_K[:4] == pytest.approx(sorted(best.values(), reverse=True)[:4])
+        windows = []
+        for i, tokens in enumerate(sequences):
+            if i in best:
+                at = max(places[i])
+                padded = [-1] * before + tokens + [-1] * after
+                values = [(1 + place) / 10 * (token == latent + 2) for place, token in enumerate(tokens)]
+                values[0] = 0.0  # training leaves the first position out
+                padded_values = [0.0] * before + values + [0.0] * after
+                window = slice(at, at + before + 1 + after)
+                windows.append((padded[window], pytest.approx(padded_values[window])))
+        shown = [(tokens, values) for tokens, values in zip(tokens_KW, values_KW) if tokens[before] >= 0]
+        assert len(shown) > 4
+        assert all(example in windows for example in shown)
+        assert len({str(tokens) for tokens, _ in shown}) == len(shown), "none twice"
 
 
 def test_a_silent_latent_has_no_example() -> None:
@@ -91,7 +94,20 @@ def test_a_silent_latent_has_no_example() -> None:
     coder = token_detector()
     with torch.no_grad():
         coder.encoder.b_enc_L[5] = -100
-    assert top_examples(coder, loader(), [5]) == {5: []}
+    found = find_examples(coder, loader(), [5, 6])
+    assert (found.tokens_EKW[0] == -1).all()
+    assert (found.values_EKW[0] == 0).all()
+    assert (found.tokens_EKW[1] >= 0).any()
+
+
+def test_tokens_read_as_they_do_inside_a_text() -> None:
+    """With their leading blank, which a tokenizer drops from a token that it decodes alone."""
+
+    class Tokenizer(OneHot):
+        def __call__(self, texts: list[str], add_special_tokens: bool) -> dict[str, list[list[int]]]:
+            return {"input_ids": [[2]]}
+
+    assert texts_of(Tokenizer(), [5, 2]) == {5: " w3", 2: " w0"}
 
 
 def test_figures_do_not_depend_on_the_batching() -> None:

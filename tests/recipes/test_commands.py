@@ -1,12 +1,16 @@
 """`python -m crosscode`: what is done with the folder of a run needs nothing but the folder."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from crosscode.cli import main
-from crosscode.run import OPTIONS, RunOptions
+from crosscode.evaluation import Evaluation
+from crosscode.run import RunOptions
+from crosscode.run_files import OPTIONS
 
 
 def test_options_come_back_from_the_folder(tmp_path: Path) -> None:
@@ -31,8 +35,47 @@ def test_local_models_and_text_are_found_from_anywhere(folder: Path, tmp_path: P
 def test_a_run_is_evaluated_from_its_folder(recipe: str, run_small, tmp_path: Path, capsys) -> None:
     """The held-out figures of the run itself come out again, whatever the shape of what the coder reads."""
     summary = run_small(recipe, num_steps=2)
+    first = Evaluation.load(tmp_path / "run")
+    assert first.finite().items() <= summary.items()
     main(["evaluate", str(tmp_path / "run"), "--n-tokens", "500"])
-    assert f"fvu/pooled  {summary['fvu/pooled']:.4g}" in capsys.readouterr().out
+    again = Evaluation.load(tmp_path / "run")
+    assert again.source == first.source
+    assert again.finite() == pytest.approx(first.finite(), nan_ok=True)
+    assert again.latents.keys() == first.latents.keys()
+    for name, tensor in again.latents.items():
+        torch.testing.assert_close(tensor, first.latents[name], equal_nan=True)
+    assert f"{summary['fvu/pooled']:.4f}" in capsys.readouterr().out
+
+
+def test_evaluation_options_are_heeded(run_small, tmp_path: Path, capsys) -> None:
+    """Cut-offs, ablations, examples and numbers of tokens; without splicing no model is run on."""
+    run_small("feb_diffing_l1", n_models=2, n_shared=8, num_steps=2)
+    given = "--n-tokens 100 --splice-tokens 0 --relative-norm 0.5 --nu-error 1 --nu-recon 1 --example-latents 0 --quiet"
+    main(["evaluate", str(tmp_path / "run"), *given.split()])
+    assert capsys.readouterr().out == ""
+    found = Evaluation.load(tmp_path / "run")
+    assert found.source["cut_offs"] == {"relative_norm": 0.5, "nu_error": 1.0, "nu_recon": 1.0}
+    assert found.source["tokens"] == 128  # one batch
+    assert not any(name.startswith("splice/") for name in found.metrics)
+    assert (found.examples, found.logits) == (None, None)
+    fired = int((found.latents["count_L"] > 0).sum())
+    assert found.metrics["exclusive/base/candidates"] + found.metrics["exclusive/tuned/candidates"] >= fired
+    main(["evaluate", str(tmp_path / "run"), "--splice-tokens", "100", "--ablations", "mean", "--quiet"])
+    found = Evaluation.load(tmp_path / "run")
+    assert {name.split("/")[1] for name in found.metrics if name.endswith("/ce_recovered")} == {"mean"}
+    assert found.examples is not None
+
+
+def test_a_report_is_written_from_the_folder(run_small, tmp_path: Path, capsys) -> None:
+    """Anywhere; of a run that has no evaluation it says what to do."""
+    run_small("sae_topk", num_steps=2)
+    main(["report", str(tmp_path / "run"), "--output", str(tmp_path / "elsewhere" / "page.html")])
+    assert capsys.readouterr().out.strip() == str(tmp_path / "elsewhere" / "page.html")
+    assert (tmp_path / "elsewhere" / "page.html").read_text().startswith("<!doctype html>")
+    shutil.rmtree(tmp_path / "run" / "evaluation")
+    with pytest.raises(SystemExit):
+        main(["report", str(tmp_path / "run")])
+    assert f"python -m crosscode evaluate {tmp_path / 'run'}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

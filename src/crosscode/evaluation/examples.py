@@ -163,7 +163,7 @@ def texts_of(tokenizer: Any, ids: Sequence[int]) -> dict[int, str]:
     letter = tokenizer.decode(letter_ids)
 
     def text_of(id_: int) -> str:
-        behind = str(tokenizer.decode([*letter_ids, id_]))
+        behind: str = tokenizer.decode([*letter_ids, id_])
         return behind.removeprefix(letter) if behind.startswith(letter) else str(tokenizer.decode([id_]))
 
     return {id_: text_of(id_) for id_ in ids}

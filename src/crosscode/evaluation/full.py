@@ -263,14 +263,13 @@ def worth_looking_at(latents: Mapping[str, Tensor], most: int) -> Int[Tensor, " 
     others = fired[~torch.isin(fired, one_sided)]
     others = others[latents["count_L"][others].argsort(stable=True)]
     spread = torch.linspace(0, len(others) - 1, most - len(one_sided)).round().long()
-    some: Tensor = torch.cat([one_sided, others[spread]]).unique()
-    return some
+    chosen: Tensor = torch.cat([one_sided, others[spread]]).unique()
+    return chosen
 
 
 def _tokens_in(examples: Examples, logits: LogitAttribution | None) -> list[int]:
     parts = [examples.tokens_EKW] + ([] if logits is None else [logits.highest_EMK, logits.lowest_EMK])
-    ids = torch.cat([part.flatten() for part in parts]).unique()
-    return list(map(int, ids[ids >= 0]))
+    return sorted({int(id_) for part in parts for id_ in part.flatten().tolist()} - {-1})
 
 
 def _comparable(coder: SparseCoder) -> bool:

@@ -69,10 +69,10 @@ class SavedRun:
     def cut_offs(self) -> Mapping[str, Any]:
         """`relative_norm` [low, high], `nu_error`, `nu_recon`: the null's if there is one, or the classical ones."""
         if self.exclusivity is not None:
-            cut_offs: Mapping[str, Any] = self.exclusivity["cut_offs"]
-            return cut_offs
+            null: Mapping[str, Any] = self.exclusivity["cut_offs"]
+            return null
         at = self.evaluation.source["cut_offs"]
-        return {**at, "relative_norm": [1 - at["relative_norm"], at["relative_norm"]]}
+        return {**at, "relative_norm": [round(1 - at["relative_norm"], 9), at["relative_norm"]]}
 
     def fired_L(self) -> Bool[Tensor, " L"]:
         return self.evaluation.latents["count_L"] > 0
@@ -88,8 +88,8 @@ class SavedRun:
             return self.masks[f"beyond_{model}_L"].bool()
         low, high = self.cut_offs["relative_norm"]
         rho_L = self.evaluation.latents["relative_norm_L"]
-        beyond_L: Tensor = self.free_L() & (rho_L <= low if model == 0 else rho_L >= high)
-        return beyond_L
+        beyond_L: Tensor = rho_L <= low if model == 0 else rho_L >= high
+        return self.free_L() & beyond_L
 
     def exclusive_L(self, model: int) -> Bool[Tensor, " L"]:
         """Those among them that latent scaling confirms."""
