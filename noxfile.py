@@ -77,6 +77,13 @@ def drift(session: nox.Session) -> None:
 
 
 @nox.session
+def faults(session: nox.Session) -> None:
+    """Kills, signals, full disks, damaged files and bad numbers in real recipes; `-- --seed 7` repeats a table."""
+    install(session, "tests")
+    session.run("python", "tests/faults/suite.py", *session.posargs)
+
+
+@nox.session
 def fuzz(session: nox.Session) -> None:
     """Everything that reads files, fuzzed for ten minutes each, guided by coverage; `-- spec` for one of them."""
     install(session, "tests", "fuzz")

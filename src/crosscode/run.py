@@ -246,18 +246,19 @@ class RunOptions:
         hookpoints = tuple(dict.fromkeys((*self.reads, *self.writes))) if self.reads else self.hookpoints
         harvester = Harvester(tuple(models), hookpoints, cache=self._activation_cache())
         try:
-            loader = Dataloader(
-                sequences,
-                harvester,
-                self.batch_size,
-                shuffle_buffer=max(self.shuffle_buffer, self.batch_size),
-                seed=self.seed,
-                reads=_names(self.reads, one_site),
-                writes=_names(self.writes, one_site),
-                squeeze=len(models) == 1 and len(hookpoints) == 1,
-                epochs=None if split == "train" else 1,
-                ahead=self.ahead,
-            )
+            with torch.device("cpu"):  # text is really read, also where the coder is made without values (`memory_of`)
+                loader = Dataloader(
+                    sequences,
+                    harvester,
+                    self.batch_size,
+                    shuffle_buffer=max(self.shuffle_buffer, self.batch_size),
+                    seed=self.seed,
+                    reads=_names(self.reads, one_site),
+                    writes=_names(self.writes, one_site),
+                    squeeze=len(models) == 1 and len(hookpoints) == 1,
+                    epochs=None if split == "train" else 1,
+                    ahead=self.ahead,
+                )
         except BadInput as error:  # too little text: of which split?
             raise BadInput(f"{SPLITS[split]}: {error}") from error
         self._dataloaders[split, one_site] = loader
