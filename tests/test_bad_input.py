@@ -27,7 +27,16 @@ from crosscode.training import Trainer
 def models_loaded_once() -> Iterator[None]:
     """What is known of a model without its weights is found once for all rows."""
     load = crosscode.run.load_language_model
-    crosscode.run.load_language_model = functools.cache(load)
+
+    @functools.cache
+    def load_once(modified: float, name: str, *options: Any) -> Any:
+        return load(name, *options)
+
+    def load_anew_if_changed(name: str, *options: Any) -> Any:
+        weights = Path(name) / "model.safetensors"
+        return load_once(weights.stat().st_mtime if weights.exists() else 0.0, name, *options)
+
+    crosscode.run.load_language_model = load_anew_if_changed
     yield
     crosscode.run.load_language_model = load
 
@@ -218,7 +227,7 @@ MLP_OUT = [f"blocks.{i}.hook_mlp_out" for i in range(4)]
         ("l1_crosscoder", {"dataset": "./nowhere"}, ["nowhere", "does not exist"]),
         ("l1_crosscoder", {"dataset": ""}, ["dataset"]),
         ("l1_crosscoder", {"cache": "/proc/nowhere"}, ["cache", "/proc/nowhere"]),
-        ("l1_crosscoder", {"output": "/proc/nowhere"}, ["output", "/proc/nowhere"]),
+        ("l1_crosscoder", {"output": "/proc/nowhere"}, ["disk space", "--output"]),
         ("l1_crosscoder", {"output": "/dev/null"}, ["output='/dev/null'", "is a file"]),
         ("l1_crosscoder", {"output": "/dev/null/run"}, ["output='/dev/null/run'", "'/dev/null' is a file"]),
         ("l1_crosscoder", {"output": "a\0b"}, ["output"]),

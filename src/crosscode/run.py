@@ -92,7 +92,8 @@ RESIDUAL = "blocks.2.hook_resid_post"
 MLP_INPUTS = tuple(f"blocks.{i}.mlp.hook_in" for i in range(4))
 MLP_OUTPUTS = tuple(f"blocks.{i}.hook_mlp_out" for i in range(4))
 COUNTS = (
-    *("batch_size", "accumulate", "shuffle_buffer", "init_tokens", "log_every", "checkpoint_every", "eval_tokens"),
+    *("batch_size", "accumulate", "shuffle_buffer", "init_tokens", "log_every", "checkpoint_every", "checkpoint_keep"),
+    "eval_tokens",
 )
 SPLITS = {"train": "training split", "held_out": "held-out split"}
 
@@ -200,6 +201,10 @@ class RunOptions:
         for name in COUNTS:
             count(name, getattr(self, name))
         count("sequence_length", self.sequence_length, least=2)
+        if self.checkpoint_keep_every is not None:
+            count("checkpoint_keep_every", self.checkpoint_keep_every)
+        if self.ahead is not None:
+            at_least("ahead", self.ahead, 0)
         at_least("seed", self.seed, 0)
         at_most("seed", self.seed, 2**63 - 1, "the largest seed")
         at_least("splice_tokens", self.splice_tokens, 0)
@@ -357,9 +362,11 @@ class RunOptions:
 def _check_type(run: RunOptions, field: Any) -> None:
     """Options come from Python and from JSON too: lists stand for tuples, whole numbers for numbers."""
     value = getattr(run, field.name)
-    if isinstance(value, list) or (field.type is float and type(value) is int):
-        value = tuple(value) if isinstance(value, list) else float(value)
-        object.__setattr__(run, field.name, value)
+    if isinstance(value, list):
+        value = tuple(value)
+    elif field.type is float and type(value) is int and abs(value) < 2**1000:
+        value = float(value)
+    object.__setattr__(run, field.name, value)
     if get_origin(field.type) is Literal:
         one_of(field.name, value, field.type)
     if not is_bearable(value, field.type) or isinstance(value, bool) != (field.type is bool):

@@ -23,12 +23,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import xxhash
 from torch import Tensor
 
 from crosscode import Batch, SparseCoder, Trainer, Weighted, load, save
 from crosscode.activations import BatchTopK, JumpReLU, PerSite, Priced, SeparateBudgets, TopK
 from crosscode.callbacks import JSONLines
 from crosscode.data import ActivationCache
+from crosscode.data.shards import check_shard, shard_about
 from crosscode.errors import CrosscodeError
 from crosscode.initialization import AnthropicTranspose
 from crosscode.losses import SummedSquaredError
@@ -417,8 +419,9 @@ def checkpoint(data: bytes) -> None:
             _, body = file.read_text().split("\n", 1)
             body = choices.json_file(body.encode())
             signed = choices.below(4) > 0
-            digest = hashlib.sha256(body.rstrip(b"\n")).hexdigest() if signed else choices.pick(NAMES)
-            file.write_bytes(digest.encode(errors="surrogatepass") + b"\n" + body)
+            body = body.rstrip(b"\n")
+            digest = hashlib.sha256(body).hexdigest() if signed else choices.pick(NAMES)
+            file.write_bytes(digest.encode(errors="surrogatepass") + b"\n" + body + b"\n")
         else:
             reader = choices.json_file if file.suffix == ".json" else choices.tensor_file
             file.write_bytes(reader(file.read_bytes()))
@@ -445,7 +448,7 @@ def _seal(folder: Path) -> None:
         if file.name != "MANIFEST.json":
             content = file.read_bytes()
             files[file.name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    body = json.dumps({"files": files}, indent=2)
+    body = json.dumps({"step": 2, "files": files}, indent=2)
     (folder / "MANIFEST.json").write_text(f"{hashlib.sha256(body.encode()).hexdigest()}\n{body}\n")
 
 
@@ -472,23 +475,20 @@ def metrics(data: bytes) -> None:
 
 
 def cache(data: bytes) -> None:
-    """A cache entry that is damaged: the right activations come back, whatever stood there."""
+    """A shard of the cache that is damaged, under a name that fits it or not: what comes back is what was asked for."""
     choices = Choices(data)
     with copy_of("cache") as folder:
-        (index,) = folder.glob("??/*.json")
         (shard,) = folder.glob("??/*.safetensors")
-        if choices.below(3):
-            index.write_bytes(choices.json_file(index.read_bytes()))
-        else:  # a shard under an index that was made right again
-            content = choices.tensor_file(shard.read_bytes())
-            checksum = hashlib.sha256(content).hexdigest()
-            stated = json.loads(index.read_bytes()) | {"bytes": len(content), "sha256": checksum}
-            index.write_text(json.dumps(stated))
-            shard.unlink()
-            shard.with_name(f"{index.stem}.{checksum[:16]}.safetensors").write_bytes(content)
+        content = choices.tensor_file(shard.read_bytes())
+        shard.write_bytes(content)
+        if choices.below(4):
+            shard.rename(shard.with_name(f"{shard.name[:64]}.{xxhash.xxh3_128_hexdigest(content)}.safetensors"))
         acts = reads_or_refuses(lambda: ActivationCache(folder).get(MODEL, ["a"], TOKENS_HS), folder)
         assert acts is not None, "damage in a cache is no error"
         assert tuple(acts.shape) == (2, 3, 1, 4)
+        for file in folder.glob("??/*.safetensors"):
+            reads_or_refuses(lambda file=file: shard_about(file), folder)
+            reads_or_refuses(lambda file=file: check_shard(file), folder)
 
 
 def options(data: bytes) -> None:

@@ -9,9 +9,10 @@ from typing import Any
 from crosscode.errors import BadInput, close_match
 from crosscode.saving import WEIGHTS
 from crosscode.training.description import describe, differences, paths
+from crosscode.training.fitting import misfit
 from crosscode.training.snapshot import EXTRA, OPTIMIZER, STATE, Snapshot, arithmetic, folders, join_optimizer
 from crosscode.training.store import DamagedCheckpoint, damage_of, write_checkpoint
-from crosscode.training.trainer import Trainer
+from crosscode.training.trainer import PROGRESS, Trainer
 
 
 def save_checkpoint(trainer: Trainer | Sequence[Trainer], run: Path, keep: int = 2) -> Path:
@@ -54,6 +55,9 @@ def load_checkpoint(trainer: Trainer | Sequence[Trainer], checkpoint: Path, chan
     read = [_read(checkpoint / folder) for folder in _members(checkpoint, len(trainers))]
     for each, (state, parts) in zip(trainers, read):
         _compare(each, state["configuration"], parts, checkpoint, changed)
+        wrong = misfit(parts, each)
+        if wrong is not None:
+            raise DamagedCheckpoint(f"{checkpoint} does not fit: {wrong}.")
         differing = differences(state["arithmetic"], arithmetic(each))
         if differing:
             warnings.warn(
@@ -79,17 +83,22 @@ def _members(checkpoint: Path, n_trainers: int) -> Sequence[str]:
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """What was written about the trainer, and what `Trainer.load_state_dict` takes."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    state = json.loads((folder / STATE).read_text())
-    extra = load_file(folder / EXTRA)
-    return state, {
-        "model": load_file(folder / WEIGHTS),
-        "optimizer": join_optimizer(load_file(folder / OPTIMIZER), state["optimizer"]),
-        "tokens_since_fired_L": extra["tokens_since_fired_L"],
-        "rng": extra["rng"],
-        "progress": state["progress"],
-    }
+    try:
+        state = json.loads((folder / STATE).read_text())
+        extra = load_file(folder / EXTRA)
+        about = {name: dict(state[name]) for name in ("configuration", "arithmetic")}
+        return about, {
+            "model": load_file(folder / WEIGHTS),
+            "optimizer": join_optimizer(load_file(folder / OPTIMIZER), state["optimizer"]),
+            "tokens_since_fired_L": extra["tokens_since_fired_L"],
+            "rng": extra["rng"],
+            "progress": {name: state["progress"][name] for name in PROGRESS},
+        }
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
+        raise DamagedCheckpoint(f"{folder} cannot be read: {type(error).__name__}: {error}") from error
 
 
 def _compare(trainer: Trainer, old: Any, parts: dict[str, Any], checkpoint: Path, changed: Sequence[str]) -> None:

@@ -93,7 +93,7 @@ class Estimate:
         )
 
 
-def _size(n_bytes: float) -> str:
+def _size(n_bytes: int) -> str:
     return f"{n_bytes / 2**30:.2f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.1f} MiB"
 
 
@@ -159,15 +159,18 @@ def estimate(trainer: Trainer, data: Dataloader, device: torch.device) -> Estima
         Part("shuffle buffer", ring, "in a step", buffer),
         Part("harvesting", harvest, "in a step", harvesting),
         Part(f"a step on {B:,} tokens, {form} codes", step, "in a step", "a smaller --batch-size with --accumulate"),
+        Part("a checkpoint being written", n_bytes + kept, "in a step", "nothing"),
+        Part("batches read ahead", data.batches_ahead * B * per_token, "in a step", "a smaller --ahead"),
         Part("shuffle buffers of both splits", 2 * ring, "at the end", buffer),
         Part("measuring", harvest + 2 * B * per_token, "at the end", "a smaller --batch-size"),
-        Part(f"{CHECKPOINTS} checkpoints", CHECKPOINTS * (n_bytes + kept), "on disk", latents),
+        Part(f"{CHECKPOINTS} checkpoints", CHECKPOINTS * (n_bytes + kept), "on disk", "an --output with more room"),
     )
     return Estimate(parts, device)
 
 
 def _element_size(model: object) -> int:
-    return getattr(model, "dtype", torch.float32).itemsize
+    dtype: torch.dtype = getattr(model, "dtype", torch.float32)
+    return dtype.itemsize
 
 
 def _sizes(coder: SparseCoder) -> tuple[int, int]:
