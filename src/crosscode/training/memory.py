@@ -133,7 +133,8 @@ def estimate(trainer: Trainer, data: Dataloader, device: torch.device) -> Estima
     ring = 2 * data.harvests_per_block * harvested_at_once * site * number
     passes = [getattr(model, "pass_bytes", lambda n: 0)(harvested_at_once) for model in models]
     harvest = max(passes, default=0) + 3 * harvested_at_once * site * number
-    per_token = _numbers_of_a_batch(coder) * data.dtype.itemsize
+    read, written = _sizes(coder)
+    per_token = (read if data.writes is None else read + written) * data.dtype.itemsize
     n_remembered = max((getattr(strategy, "n_tokens", 0) for strategy in trainer.init), default=0)
     remembered = min(REMEMBERED, -(-n_remembered // B) * B * per_token)
     at_work = max((getattr(strategy, "working_bytes", lambda coder: 0)(coder) for strategy in trainer.init), default=0)
@@ -170,21 +171,13 @@ def estimate(trainer: Trainer, data: Dataloader, device: torch.device) -> Estima
 
 def _element_size(model: object) -> int:
     dtype: torch.dtype = getattr(model, "dtype", torch.float32)
-    return dtype.itemsize
+    return int(dtype.itemsize)
 
 
 def _sizes(coder: SparseCoder) -> tuple[int, int]:
     """Numbers of a token that are read, and written."""
     encoder, decoder = coder.encoder, coder.decoder
     return prod(encoder.in_dims) * encoder.d_in, prod(decoder.out_dims) * decoder.d_out
-
-
-def _numbers_of_a_batch(coder: SparseCoder) -> int:
-    """Numbers of a token in a batch: inputs, and targets if they are others."""
-    read, written = _sizes(coder)
-    encoder, decoder = coder.encoder, coder.decoder
-    same = (encoder.in_dims, encoder.d_in) == (decoder.out_dims, decoder.d_out) and coder.skip is None
-    return read if same else read + written
 
 
 def _step_bytes(trainer: Trainer, n_tokens: int) -> tuple[int, str]:
@@ -206,12 +199,10 @@ def _step_bytes(trainer: Trainer, n_tokens: int) -> tuple[int, str]:
 def free_bytes(device: torch.device) -> int:
     """Bytes that may still be taken on a device; on the host, the least of what the system and the container leave."""
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free)
+        return int(torch.cuda.mem_get_info(device)[0])
     import psutil
 
-    available: int = psutil.virtual_memory().available
-    return min([available, *_container_leaves()])
+    return min([psutil.virtual_memory().available, *_container_leaves()])
 
 
 def _container_leaves(root: Path = Path("/sys/fs/cgroup")) -> list[int]:
