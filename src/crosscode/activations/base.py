@@ -36,6 +36,11 @@ class Activation(nn.Module):
         """How decoder norms weigh the scores that latents are ranked by; None if they do not."""
         return None
 
+    @property
+    def kept_of_each_token(self) -> int | None:
+        """k, if `select` keeps the k highest positive scores of every token and does nothing else."""
+        return None
+
     def forward(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Latents:
         """The latents of a batch of pre-activations (which include the bias)."""
         pattern = self.select(pre_BL, score_norms_L)

@@ -79,6 +79,10 @@ class TopK(_Ranking):
     def at_step(self, step: int, num_steps: int) -> None:
         self.k_now = annealed_k(self.k, self.k_start, self.anneal_steps, step)
 
+    @property
+    def kept_of_each_token(self) -> int | None:
+        return self.k_now
+
     def select(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Pattern:
         return top_k_of_rows(pre_BL.detach(), self.k_now, score_norms_L)
 

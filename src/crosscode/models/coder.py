@@ -11,6 +11,8 @@ from crosscode.activations import Activation
 from crosscode.batch import Batch
 from crosscode.checks import instance
 from crosscode.errors import BadInput
+from crosscode.kernels.pattern import Pattern
+from crosscode.kernels.screening import pays, top_k_of_product
 from crosscode.latents import Latents
 from crosscode.models.decoders import Decoder
 from crosscode.models.encoders import Encoder
@@ -128,10 +130,21 @@ class SparseCoder(nn.Module):
             latents: Latents = self.activation(self.encoder(x_BXiDi), self.score_norms_L())
             return latents
         with torch.no_grad():
-            z_BL = self.encoder(x_BXiDi)
-            pattern = self.activation.select(z_BL, self.score_norms_L())
-            pre_N = pattern.of(z_BL).to(x_BXiDi.dtype)
+            pattern, pre_N = self._select_screened(x_BXiDi) or self._select(x_BXiDi)
         return self.activation.latents_of(self.encoder.attach(pre_N, x_BXiDi, pattern), pattern)
+
+    def _select(self, x_BXiDi: Float[Tensor, "B *Xi Di"]) -> tuple[Pattern, Float[Tensor, " N"]]:
+        z_BL = self.encoder(x_BXiDi)
+        pattern = self.activation.select(z_BL, self.score_norms_L())
+        return pattern, pattern.of(z_BL).to(x_BXiDi.dtype)
+
+    def _select_screened(self, x_BXiDi: Float[Tensor, "B *Xi Di"]) -> tuple[Pattern, Float[Tensor, " N"]] | None:
+        """The same without computing every pre-activation, where that is possible and faster."""
+        k, as_product = self.activation.kept_of_each_token, getattr(self.encoder, "as_product", None)
+        if k is None or as_product is None:
+            return None
+        x_BI, W_IL, b_L = as_product(x_BXiDi)
+        return top_k_of_product(x_BI, W_IL, b_L, k, self.score_norms_L()) if pays(x_BI, W_IL, k) else None
 
     def reconstruct(self, latents: Latents, x_BXiDi: Float[Tensor, "B *Xi Di"]) -> Float[Tensor, "B *Xo Do"]:
         """Reconstructions in *scaled* space from latents and, with a skip, the scaled inputs."""

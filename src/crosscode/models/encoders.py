@@ -118,6 +118,12 @@ class DenseEncoder(nn.Module):
             return self.linear(x_BXiDi)
         return torch.addmm(self.b_enc_L, rearrange(x_BXiDi, "B ... -> B (...)"), self._W_IL())
 
+    def as_product(
+        self, x_BXiDi: Float[Tensor, "B *Xi Di"]
+    ) -> tuple[Float[Tensor, "B I"], Float[Tensor, "I L"], Float[Tensor, " L"] | None]:
+        """`x`, `W` and `b` of which `x W + b` are the pre-activations."""
+        return rearrange(x_BXiDi, "B ... -> B (...)"), self._W_IL(), self.b_enc_L
+
     def attach(
         self, values_N: Float[Tensor, " N"], x_BXiDi: Float[Tensor, "B *Xi Di"], pattern: Pattern
     ) -> Float[Tensor, " N"]:
