@@ -76,10 +76,10 @@ def _activation(kind: str, jumprelu: JumpReLU, size: Size, sites: int) -> Any:
 
 @torch.no_grad()
 def set_density(coder: SparseCoder, jumprelu: JumpReLU, acts: Tensor, kind: str) -> None:
-    """Shift encoder biases (and for the January window scale columns) until the stated share of latents fires."""
+    """Shift encoder biases (for the January window scale columns too) until the stated share of latents fires."""
     if not kind.startswith(("ReLU", "JumpReLU")):
         return
-    z_BL = coder.encoder.linear(acts)
+    z_BL = coder.encoder.linear(acts[:512])  # a few tokens, so that peak memory is that of training
     sorted_BL = z_BL.sort(dim=0, descending=True).values
     at = lambda rate: sorted_BL[round(rate * len(z_BL))]
     b_enc_L: Any = coder.encoder.b_enc_L
