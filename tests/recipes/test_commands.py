@@ -86,7 +86,7 @@ def test_a_report_is_written_from_the_folder(run_small, tmp_path: Path, capsys) 
         ("evaluate", "PATH"),
         ("evaluate nowhere", "nowhere"),
         ("evaluate nowhere --n-tokens some", "--n-tokens='some' must be a whole number."),
-        ("evaluate nowhere --n-token 3", "unknown option '--n-token'. Did you mean '--n-tokens'?"),
+        ("evaluate nowhere --n-token 3", "unknown option '--n-token'. Did you mean '--n-tokens'"),
         ("report nowhere", "'nowhere' is no folder of a run"),
     ],
 )

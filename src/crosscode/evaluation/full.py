@@ -107,10 +107,10 @@ class Evaluation:
             (folder / name).unlink(missing_ok=True)
         content = {"from": self.source, "space": SPACE, "metrics": self.finite()}
         (folder / METRICS).write_text(json.dumps(content, indent=2) + "\n")
-        save_file({name: tensor.cpu().contiguous() for name, tensor in self.latents.items()}, folder / LATENTS)
+        save_file({name: t.to("cpu", copy=True).contiguous() for name, t in self.latents.items()}, folder / LATENTS)
         if self.examples is not None:
             parts: dict[str, Any] = {**_fields(self.examples), **({} if self.logits is None else _fields(self.logits))}
-            tensors = {name: value.contiguous() for name, value in parts.items() if isinstance(value, Tensor)}
+            tensors = {name: t.to("cpu", copy=True).contiguous() for name, t in parts.items() if isinstance(t, Tensor)}
             plain = {name: json.dumps(value) for name, value in parts.items() if not isinstance(value, Tensor)}
             save_file(tensors, folder / EXAMPLES, metadata=plain)
             (folder / TOKENS).write_text(json.dumps(self.texts, indent=0) + "\n")

@@ -65,7 +65,7 @@
     const examples = data.examples[latent];
     return examples && examples.length ? texts[examples[0][2][examples[0][1]]] : "";
   };
-  const distance = columns.rho && columns.rho.map((rho) => (rho === null ? null : Math.abs(rho - 0.5)));
+  const silent = (latent) => data.counts[latent] === 0;
   const described = {
     latent: { label: "latent", width: "4.3rem", of: (latent) => latent, title: "number of the latent" },
     rho: { label: "ρ", width: "3.6rem", title: "relative decoder norm" },
@@ -78,7 +78,9 @@
     text: { label: "fires on", width: "minmax(4rem, 1fr)", title: "the token it fires on most", of: strongestText, text: true },
   };
   const heads = Object.keys(described).filter((name) => described[name].of || columns[name]);
-  const value = (name, latent) => (described[name]?.of ? described[name].of(latent) : columns[name][latent]);
+  // The first order: those that differ most between models; it has no column.
+  const differs = (latent) => (silent(latent) ? null : Math.abs(columns.rho[latent] - 0.5));
+  const value = (name, latent) => (name === "differs" ? differs(latent) : described[name]?.of ? described[name].of(latent) : columns[name][latent]);
   function layer(hookpoint) {
     const found = /\d+/.exec(hookpoint);
     return found ? `layer ${found[0]}` : hookpoint;
@@ -412,20 +414,12 @@
   }
   addEventListener("hashchange", follow);
 
-  // At first those that differ most between models, or the densest
-
-  if (columns.rho) {
-    described.latent.of = (latent) => latent;
-    const first = every.filter((latent) => data.kind[latent] !== 6 && data.kind[latent] !== 5);
-    first.sort((a, b) => distance[b] - distance[a]);
-    Object.assign(state, { sort: "rho", down: true });
-    tracks();
-    refresh();
-    if (!follow() && first.length) { state.latent = first[0]; paint(); show(first[0]); }
-  } else {
-    Object.assign(state, { sort: "density", down: true });
-    tracks();
-    refresh();
-    if (!follow() && listed.length) { state.latent = listed[0]; paint(); show(listed[0]); }
+  Object.assign(state, { sort: columns.rho ? "differs" : "density", down: true });
+  tracks();
+  refresh();
+  if (!follow() && listed.length) {
+    [state.latent] = listed;
+    paint();
+    show(state.latent);
   }
 })();

@@ -72,7 +72,7 @@ def render(run: SavedRun) -> str:
     parts = {name: here.joinpath(f"page.{name}").read_text(encoding="utf-8") for name in ("html", "css", "js")}
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     figures = {name: _plain(figure.to_dict()) for name, figure in figures_of(run).items()}
-    return environment.from_string(parts["html"]).render(
+    page = environment.from_string(parts["html"]).render(
         style=parts["css"],
         script=parts["js"],
         plotly=plotly_script(),
@@ -87,6 +87,7 @@ def render(run: SavedRun) -> str:
         data=browser_data(run),
         example_count=0 if run.evaluation.examples is None else len(run.evaluation.examples.latents_E),
     )
+    return page.lstrip()
 
 
 def _plain(value: Any) -> Any:
