@@ -305,12 +305,23 @@ def test_a_tied_gradient_counts_once_in_clipping() -> None:
 
 
 def test_training_together_is_training_alone() -> None:
-    """Each coder is bit-equal to its own run, though the data is read once."""
-    activations = (lambda: BatchTopK(3), lambda: TopK(2), ReLU)
+    """Each coder, of its own scheme and size, is bit-equal to its own run, though the data is read once."""
+    activations = (lambda: BatchTopK(3), lambda: TopK(2), ReLU, lambda: JumpReLU(24, threshold=0.1))
+    sizes = (L, 2 * L, L // 2, 24)
 
     def trainers(data: object) -> list[Trainer]:
-        penalties = ({}, {"aux": Weighted(AuxK(4, 50), 1 / 32)}, {"l1": Weighted(L1OfNorms(), 0.1)})
-        return [a_trainer(make(), data, penalties=terms) for make, terms in zip(activations, penalties, strict=True)]
+        torch.manual_seed(0)
+        coders = [sae(D, size, make()) for size, make in zip(sizes, activations, strict=True)]
+        penalties = (
+            {},
+            {"aux": Weighted(AuxK(4, 50), 1 / 32)},
+            {"l1": Weighted(L1OfNorms(), 0.1)},
+            {"l0": Weighted(ExpectedL0(coders[3].activation), 1e-2)},
+        )
+        return [
+            a_trainer(data=data, model=coder, penalties=terms, optimizer=torch.optim.Adam(coder.parameters()))
+            for coder, terms in zip(coders, penalties, strict=True)
+        ]
 
     alone = [trainer.train() for trainer in trainers(batches())]
     together = train_together(trainers(batches()))

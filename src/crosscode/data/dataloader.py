@@ -11,6 +11,7 @@ Shapes: B tokens of a batch, X crosscoding dimensions, M models, P hookpoints, D
 
 import math
 import os
+import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -295,7 +296,8 @@ class BatchIterator(Iterator[Batch]):
 
     def close(self) -> None:
         """Stop making batches; there are none after this."""
-        self._batches.close()
+        if not sys.is_finalizing():  # torch is gone then, and threads have been stopped
+            self._batches.close()
 
 
 @torch.no_grad()
