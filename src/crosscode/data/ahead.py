@@ -106,7 +106,7 @@ def _fill(
         n_threads, stream = surroundings
         torch.set_num_threads(n_threads)
         items = make(queue.stopped)
-        with stream:
+        with stream, torch.no_grad():
             for item in items:
                 if not queue.put(item):
                     break

@@ -287,7 +287,8 @@ class BatchIterator(Iterator[Batch]):
         self._batches = ReadAhead(batches, ahead) if ahead else batches(lambda: False)
 
     def __next__(self) -> Batch:
-        batch, self._cursor = next(self._batches)
+        with torch.no_grad():
+            batch, self._cursor = next(self._batches)
         return batch
 
     def cursor(self) -> dict[str, Any]:
@@ -300,7 +301,6 @@ class BatchIterator(Iterator[Batch]):
             self._batches.close()
 
 
-@torch.no_grad()
 def _batches(loader: Dataloader, at: Cursor, stopped: Callable[[], bool]) -> Generator[tuple[Batch, Cursor]]:
     """Every batch from a cursor on, with the cursor behind it; none once it is stopped."""
     B = loader.batch_size
