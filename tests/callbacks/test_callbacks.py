@@ -222,6 +222,62 @@ def test_a_run_goes_on_when_wandb_breaks(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(rows(tmp_path / "curves.jsonl")) == 10
 
 
+def test_a_wandb_that_hangs_holds_nothing_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a step nor, for longer than `patience`, the end: one warning, every row in the other sink."""
+    from threading import Event
+
+    class Hanging:
+        def log(self, *args: Any, **kwargs: Any) -> None:
+            Event().wait()
+
+    monkeypatch.setattr(WeightsAndBiases, "_open", lambda sink, trainer: setattr(sink, "_run", Hanging()))
+    sink = WeightsAndBiases("offline", patience=0.2)
+    with pytest.warns(UserWarning, match="did not finish within 0.2 s") as caught:
+        a_trainer(Log([sink, JSONLines(tmp_path / "curves.jsonl")], every=1)).train()
+    assert len(caught) == 1
+    assert len(rows(tmp_path / "curves.jsonl")) == 10
+
+
+def test_a_resumed_run_goes_on_in_the_same_wandb_run(tmp_path: Path) -> None:
+    """One id; a run that begins anew has another."""
+
+    def ids() -> list[str]:
+        return sorted(folder.name.rsplit("-", 1)[1] for folder in (tmp_path / "wandb").glob("offline-run-*"))
+
+    trainer = a_trainer(num_steps=2)
+    for num_steps in (2, 4):
+        trainer.num_steps = num_steps
+        trainer.callbacks = [Log([WeightsAndBiases("offline", directory=tmp_path)], every=1)]
+        trainer.train()
+        time.sleep(1.1)  # wandb's folders are named by the second
+    assert len(ids()) == 2
+    assert len({*ids()}) == 1
+    a_trainer(Log([WeightsAndBiases("offline", directory=tmp_path)], every=1), num_steps=1).train()
+    assert len({*ids()}) == 2
+
+
+def test_rows_wait_for_room_on_the_disk(tmp_path: Path) -> None:
+    """A full disk costs one warning; once there is room, every row is there once, and none is half written."""
+    import resource
+
+    class Full:
+        """From step 4 to step 7 no file grows."""
+
+        def __call__(self, trainer: Trainer, report: Any) -> None:
+            if report.step == 4:
+                self.before = resource.getrlimit(resource.RLIMIT_FSIZE)
+                size = (tmp_path / "curves.jsonl").stat().st_size
+                resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, self.before[1]))
+            if report.step == 7:
+                assert [row["step"] for row in rows(tmp_path / "curves.jsonl")] == [1, 2, 3, 4]
+                resource.setrlimit(resource.RLIMIT_FSIZE, self.before)
+
+    with pytest.warns(UserWarning, match=r"curves\.jsonl could not be written.*wait for room") as caught:
+        a_trainer(Log(JSONLines(tmp_path / "curves.jsonl"), every=1), Full()).train()
+    assert len(caught) == 1
+    assert [row["step"] for row in rows(tmp_path / "curves.jsonl")] == [*range(1, 11)]
+
+
 def test_checkpoints_come_as_asked(tmp_path: Path) -> None:
     """Every so many steps and at the end, the newest two kept."""
     a_trainer(Checkpoint(tmp_path, every=4)).train()

@@ -16,6 +16,7 @@ from small_runs import SMALL, factory, options, save_model, save_text
 import crosscode
 from crosscode.data import TokenSequences, load_language_model
 from crosscode.run import main
+from crosscode.run_folder import locked
 from crosscode.training import describe
 from crosscode.training.description import SAMPLED
 
@@ -87,6 +88,34 @@ def test_a_run_goes_on_in_another_place(folder: Path, tmp_path: Path) -> None:
     first = main(factory("feb_diffing_topk"), options(**given, **places(here)))
     here.rename(there)
     assert main(factory("feb_diffing_topk"), options(**given, **places(there), resume=True)) == first
+
+
+def test_a_run_says_what_changed_and_goes_on_if_that_is_meant(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """More steps than were asked for at first: refused with the words that allow it; these do."""
+    given = {**SMALL, **RUNS["feb_diffing_topk"], "models": [folder / "base", folder / "tuned"], "num_steps": 2}
+    given |= {"dataset": folder / "text.txt", "output": tmp_path / "run"}
+    main(factory("feb_diffing_topk"), options(**given))
+    given |= {"num_steps": 4, "resume": True}
+    with pytest.raises(SystemExit, match="2"):
+        main(factory("feb_diffing_topk"), options(**given))
+    said = capsys.readouterr().err
+    assert "num_steps: 2 -> 4" in said
+    assert said.count("\n") == 1
+    named = said.split("--resume-changed ")[1].rstrip(".\n").split()
+    assert main(factory("feb_diffing_topk"), [*options(**given), "--resume-changed", *named])["step"] == 4
+
+
+def test_two_runs_cannot_share_a_folder(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The second is told in one line, and the first is left alone."""
+    given = {**SMALL, **RUNS["feb_diffing_topk"], "models": [folder / "base", folder / "tuned"], "output": tmp_path}
+    with locked(tmp_path), pytest.raises(SystemExit, match="2"):
+        main(factory("feb_diffing_topk"), options(**given, dataset=folder / "text.txt", num_steps=2))
+    said = capsys.readouterr().err
+    assert "is in use by another run: wait for its end, or give another --output." in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "configuration.json").exists()
 
 
 def test_text_is_described_by_what_it_holds(folder: Path, tmp_path: Path) -> None:
