@@ -111,7 +111,7 @@ def test_two_runs_cannot_share_a_folder(folder: Path, tmp_path: Path, capsys: py
     """The second is told in one line, and the first is left alone."""
     given = {**SMALL, **RUNS["feb_diffing_topk"], "models": [folder / "base", folder / "tuned"], "output": tmp_path}
     with locked(tmp_path), pytest.raises(SystemExit, match="2"):
-        main(factory("feb_diffing_topk"), options(**given, dataset=folder / "text.txt", num_steps=2))
+        main(factory("feb_diffing_topk"), options(**given, dataset=folder / "text.txt"))
     said = capsys.readouterr().err
     assert "is in use by another run: wait for its end, or give another --output." in said
     assert said.count("\n") == 1
