@@ -15,6 +15,8 @@ from crosscode.errors import BadInput
 from crosscode.models import SparseCoder
 from crosscode.shapes import Dims, real_coordinates
 
+BLOCK = 1 << 26  # bytes: what is larger than half of it is no part of the C library's heap
+
 
 def one_epoch(data: Iterable[Batch]) -> Iterator[Batch]:
     """The data once, where it starts over by itself (its iterator has a `cursor()` that counts epochs); else all of it.
@@ -57,7 +59,8 @@ def scaled_targets(coder: SparseCoder, data: Iterable[Batch], n_tokens: int) -> 
 class Remembered:
     """Data whose first batches are kept, so that several strategies, or coders, measure one harvest.
 
-    Iterating gives the batches of the data's first epoch. What does not fit in `most_bytes` is read again.
+    Iterating gives the batches of the data's first epoch. What does not fit in `most_bytes` is read again. Batches are
+    kept in large blocks: each in its own place, they would lie between holes of half their size.
 
     Args:
         data: the data.
@@ -69,6 +72,8 @@ class Remembered:
     _kept: list[Batch] = attrs.field(factory=list, init=False)
     _bytes: int = attrs.field(default=0, init=False)
     _rest: Iterator[Batch] | None = attrs.field(default=None, init=False)
+    _inputs: "_Block" = attrs.field(factory=lambda: _Block(), init=False)
+    _targets: "_Block" = attrs.field(factory=lambda: _Block(), init=False)
 
     def __iter__(self) -> Iterator[Batch]:
         yield from self._kept
@@ -79,13 +84,33 @@ class Remembered:
             batch = next(self._rest, None)
             if batch is None:
                 return
-            self._kept.append(batch)
-            self._bytes += batch.inputs_BXiDi.nbytes
-            if batch.targets_BXoDo is not batch.inputs_BXiDi:
-                self._bytes += batch.targets_BXoDo.nbytes
+            self._kept.append(self._keep(batch))
             n_given += 1
-            yield batch
+            yield self._kept[-1]
         yield from islice(one_epoch(self.data), n_given, None)
+
+    def _keep(self, batch: Batch) -> Batch:
+        inputs_BXiDi = self._inputs.copy_of(batch.inputs_BXiDi)
+        self._bytes += inputs_BXiDi.nbytes
+        if batch.targets_BXoDo is batch.inputs_BXiDi:
+            return Batch.autoencode(inputs_BXiDi)
+        targets_BXoDo = self._targets.copy_of(batch.targets_BXoDo)
+        self._bytes += targets_BXoDo.nbytes
+        return Batch(inputs_BXiDi, targets_BXoDo)
+
+
+class _Block:
+    """Memory of `BLOCK` bytes at a time, in which tensors are laid end to end."""
+
+    def __init__(self) -> None:
+        self._free: Tensor | None = None
+
+    def copy_of(self, tensor: Tensor) -> Tensor:
+        n, free = len(tensor), self._free
+        if free is None or len(free) < n or (free.shape[1:], free.dtype) != (tensor.shape[1:], tensor.dtype):
+            free = tensor.new_empty(max(n, BLOCK // max(1, tensor[:1].nbytes)), *tensor.shape[1:])
+        self._free = free[n:]
+        return free[:n].copy_(tensor)
 
 
 Normalization = Literal["mean_norm", "unit_rms", "standardize"]
