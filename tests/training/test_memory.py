@@ -69,9 +69,9 @@ def test_the_table_follows_the_sizes(given) -> None:
     assert part(wide, "gradients") == pytest.approx(100 * part(one, "gradients"), rel=0.02)  # b_dec stays
     assert part(wide, "optimizer") == 2 * part(wide, "gradients")
     assert part(estimate_of("sae_topk", given, k=4, shuffle_buffer=8192), "shuffle") == 8 * part(one, "shuffle")
-    assert part(estimate_of("sae_topk", given, k=4, init_tokens=1280), "batches rem") == 1280 * 16 * 4
-    assert part(estimate_of("l1_crosscoder", given, init_tokens=1280), "batches rem") == 3 * 1280 * 16 * 4
-    assert part(estimate_of("clt_l1", given, init_tokens=1280), "batches rem") == 4 * 1280 * 16 * 4
+    assert part(estimate_of("sae_topk", given, k=4, init_tokens=25_600), "batches rem") == 25_600 * 16 * 4
+    assert part(estimate_of("l1_crosscoder", given, init_tokens=25_600), "batches rem") == 3 * 25_600 * 16 * 4
+    assert part(estimate_of("clt_l1", given, init_tokens=25_600), "batches rem") == 4 * 25_600 * 16 * 4
     assert one.peak == one.at("always") + max(
         one.at(when) for when in ("before the first step", "in a step", "at the end")
     )

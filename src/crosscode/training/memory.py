@@ -202,7 +202,7 @@ def free_bytes(device: torch.device) -> int:
         return int(torch.cuda.mem_get_info(device)[0])
     import psutil
 
-    return min([psutil.virtual_memory().available, *_container_leaves()])
+    return min([int(psutil.virtual_memory().available), *_container_leaves()])
 
 
 def _container_leaves(root: Path = Path("/sys/fs/cgroup")) -> list[int]:
