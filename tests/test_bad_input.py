@@ -483,7 +483,7 @@ def numbers_that_cannot_be() -> Iterator[tuple[str, str, str]]:
                     yield file.stem, name, value
     for field in attrs.fields(RunOptions):
         if field.type is int and field.name != "seed":
-            for value in ("0", "-1"):
+            for value in ("-1",) if field.name == "splice_tokens" else ("0", "-1"):  # of no tokens: not at all
                 yield "sae_topk", field.name, value
 
 
