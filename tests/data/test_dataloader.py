@@ -260,7 +260,7 @@ def test_the_whole_path_resumes_to_the_bit_with_language_models(saved_model, doc
         models = [load_language_model(str(saved_model(name))) for name in ("Llama", "GPTNeoX")]
         harvester = Harvester(models, ["blocks.1.hook_resid_post"], sequences_at_once=4, cache=cache)
         return Dataloader(
-            TokenSequences(documents(60), models[0], sequence_length=16), harvester, 40, shuffle_buffer=256
+            TokenSequences(documents(60), models[0], sequence_length=16), harvester, 40, shuffle_buffer=256, ahead=0
         )
 
     iterator = iter(new())

@@ -313,7 +313,7 @@ def test_broken_weights_are_one_line_when_they_are_read(saved_model, tmp_path):
     folder = shutil.copytree(saved_model("Llama"), tmp_path / "broken")
     (folder / "model.safetensors").write_bytes(b"no such thing")
 
-    with pytest.raises(CrosscodeError, match=r"the weights of model .*broken' could not be read"):
+    with pytest.raises(CrosscodeError, match=r"model .*broken': model.safetensors is damaged"):
         load_language_model(str(folder)).harvest(TOKENS_HS, ["blocks.0.hook_resid_post"])
 
 

@@ -72,8 +72,8 @@ def test_a_null_run_goes_on_where_it_was_cut_short(run_small, folder: Path, tmp_
 @pytest.mark.parametrize(
     ("recipe", "given", "reason"),
     [
-        ("feb_diffing_topk", {"null": "embedded:contrl"}, "Did you mean 'control'"),
-        ("feb_diffing_topk", {"null": "base"}, "is the first model itself"),
+        ("feb_diffing_l1", {"null": "embedded:contrl", "n_shared": 8}, "Did you mean 'control'"),
+        ("feb_diffing_l1", {"null": "base", "n_shared": 8}, "is the first model itself"),
         ("sae_topk", {"null": "tuned", "n_models": 1}, "models="),
     ],
 )

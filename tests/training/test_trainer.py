@@ -162,7 +162,7 @@ def test_initialising_takes_nothing_away_from_training() -> None:
     reports = Reports()
     trainer.callbacks = [reports]
     trainer.train()
-    assert [batch is data.batches[0] for batch in first] == [True, True]
+    assert [torch.equal(batch.inputs_BXiDi, data.batches[0].inputs_BXiDi) for batch in first] == [True, True]
     for batch, report in zip(data.batches[:3], reports.seen, strict=True):
         assert torch.equal(trainer.model.scale_inputs(batch.inputs_BXiDi), report.trace.inputs_BXiDi)
     assert data.handed_out[:5] == [0, 1, 0, 1, 2]
