@@ -146,8 +146,8 @@ def test_sorting(page: Page, data: dict[str, Any]) -> None:
 def test_filters(page: Page, data: dict[str, Any]) -> None:
     """By kind, by ranges and by text, together; reset lists all again."""
     rho, density = data["columns"]["rho"], data["columns"]["density"]
-    page.click("#kinds button[data-kind='3']")
-    of_kind = [latent for latent in range(N) if data["kind"][latent] == 3]
+    page.click("#kinds button[data-kind='2']")
+    of_kind = [latent for latent in range(N) if data["kind"][latent] == 2]
     assert page.shown() == f"{len(of_kind)} of 10,000 latents"
     assert set(page.listed()) == set(of_kind)
     page.set("input[data-range=rho-to]", "0.05")

@@ -194,7 +194,7 @@ def latent_scaling(run: SavedRun, most: float = 1.6) -> Any:
     figure.update_layout(
         _layout("ν<sup>r</sup>: written there by others", "ν<sup>ε</sup>: there, but unwritten"),
         showlegend=True,
-        height=340,
+        height=380,
     )
     figure.update_xaxes(range=[least * 1.05, most * 1.03])
     figure.update_yaxes(range=[least * 1.05, most * 1.03])

@@ -139,7 +139,7 @@ def tiles(run: SavedRun) -> Iterator[tuple[str, str, str, str]]:
             yield f"{n}", f"only in {run.models[model]}", f"of {beyond} beyond the cut-off", source
     if run.exclusivity is not None:
         rate = run.exclusivity["false_positive_rate"]["with_scaling"]
-        yield percent(rate), "false positives", "same calls in the null control", NULL
+        yield f"{100 * rate:.2f} %", "false positives", "same calls in the null control", NULL
 
 
 def facts(run: SavedRun) -> Iterator[tuple[str, str]]:
@@ -333,20 +333,20 @@ def latent_kinds(run: SavedRun) -> tuple[list[dict[str, str]], Tensor]:
         return kinds, (~fired_L).long()
     one, other = run.models[:2]
     kinds = [
-        {"name": "in both", "colour": NEUTRAL},
         {"name": f"only in {one}", "colour": MODELS[0]},
         {"name": f"only in {other}", "colour": MODELS[1]},
         {"name": f"towards {one}, not confirmed", "colour": MODELS[0], "hollow": "yes"},
         {"name": f"towards {other}, not confirmed", "colour": MODELS[1], "hollow": "yes"},
+        {"name": "in both", "colour": NEUTRAL},
         {"name": "tied by construction", "colour": NEUTRAL, "hollow": "yes"},
         {"name": "never fired here", "colour": "none"},
     ]
-    kind_L = torch.zeros(len(fired_L), dtype=torch.long)
+    kind_L = torch.full((len(fired_L),), 4)
     if "tied_L" in run.evaluation.latents:
         kind_L[run.evaluation.latents["tied_L"]] = 5
     for model in (0, 1):
-        kind_L[run.beyond_L(model)] = 3 + model
-        kind_L[run.exclusive_L(model)] = 1 + model
+        kind_L[run.beyond_L(model)] = 2 + model
+        kind_L[run.exclusive_L(model)] = model
     kind_L[~fired_L] = 6
     return kinds, kind_L
 

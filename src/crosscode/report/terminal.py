@@ -8,42 +8,43 @@ import torch
 from crosscode.evaluation import Evaluation, Exclusivity
 
 BEFORE, AFTER = 36, 24  # characters of context on either side of a token
+PLACES = {"jointly": "all of them", "replacement": "replacement model"}
 
 
 def print_evaluation(evaluation: Evaluation, title: str) -> None:
-    """A table by site, a line of figures, and the latents that one of two models has most to itself.
+    """A table by site, some figures, and the latents that one of two models has most to itself.
 
     Args:
         evaluation: what `full_evaluation` gave.
         title: a line above the table.
     """
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     metrics, models = evaluation.metrics, evaluation.source["models"]
     ablation = "zero" if any(name.startswith("splice/zero/") for name in metrics) else "mean"
-    table = Table(title=title, title_justify="left")
-    table.add_column("site")
-    for column in ("FVU", "CE recovered", "KL recovered", f"CE clean → spliced ({ablation}-ablated)"):
-        table.add_column(column, justify="right")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("site", overflow="fold")
+    for column in ("FVU", "CE rec.", "KL rec.", "ΔCE"):
+        table.add_column(column, justify="right", no_wrap=True)
+    written = evaluation.source["hookpoints_written"]
     for model in models:
-        for hookpoint in (*evaluation.source["hookpoints_written"], "jointly", "replacement"):
-            splice = f"splice/{ablation}/{model}/{hookpoint}"
-            fvu = metrics.get(f"fvu/{model}/{hookpoint}")
-            if (fvu is None and f"{splice}/ce" not in metrics) or (
-                hookpoint == "jointly" and len(evaluation.source["hookpoints_written"]) == 1
-            ):
+        for place in (*written, *(["jointly"] if len(written) > 1 else []), "replacement"):
+            fvu, splice = metrics.get(f"fvu/{model}/{place}"), f"splice/{ablation}/{model}/{place}"
+            recovered = [metrics.get(f"{splice}/{kind}_recovered") for kind in ("ce", "kl")]
+            delta = metrics.get(f"{splice}/delta_ce")
+            if fvu is None and delta is None:
                 continue
             table.add_row(
-                f"{model}  {hookpoint}",
+                f"{model}  {PLACES.get(place, place)}",
                 "" if fvu is None else f"{fvu:.4f}",
-                *(_percent(metrics.get(f"{splice}/{name}_recovered")) for name in ("ce", "kl")),
-                f"{metrics[f'splice/{model}/ce_clean']:.3f} → {metrics[f'{splice}/ce']:.3f} "
-                f"({metrics[f'{splice}/ce_ablated']:.3f})"
-                if f"{splice}/ce" in metrics
-                else "",
+                *map(_percent, recovered),
+                "" if delta is None else f"{delta:.3f}",
             )
     Console().print(table)
+    if any(name.startswith(f"splice/{ablation}/") for name in metrics):
+        print(f"CE, KL recovered: by splicing, against {ablation}-ablation; ΔCE: in nats a token")
     print(", ".join(_figures(evaluation)))
     for line in _one_sided(evaluation):
         print(line)
