@@ -24,6 +24,8 @@
     return size >= 1e-3 && size < 1e5 ? String(Number(value.toPrecision(digits))) : value.toExponential(digits - 1);
   }
 
+  const fixed = (digits) => (value) => (value === null || value === undefined ? "–" : value.toFixed(digits));
+
   // Plots
 
   const settings = { responsive: true, displayModeBar: false };
@@ -68,9 +70,9 @@
   const silent = (latent) => data.counts[latent] === 0;
   const described = {
     latent: { label: "latent", width: "4.3rem", of: (latent) => latent, title: "number of the latent" },
-    rho: { label: "ρ", width: "3.6rem", title: "relative decoder norm" },
-    nu_error: { label: "νᵋ", width: "3.6rem", title: "latent scaling against the error, along the model it leans to", narrow: true },
-    nu_recon: { label: "νʳ", width: "3.6rem", title: "latent scaling against the reconstruction", narrow: true },
+    rho: { label: "ρ", width: "3.6rem", title: "relative decoder norm", show: fixed(3) },
+    nu_error: { label: "νᵋ", width: "3.6rem", title: "latent scaling against the error, along the model it leans to", narrow: true, show: fixed(2) },
+    nu_recon: { label: "νʳ", width: "3.6rem", title: "latent scaling against the reconstruction", narrow: true, show: fixed(2) },
     source: { label: "reads", width: "3.8rem", title: "the site that the latent reads", show: (value) => layer(data.reads[value]) },
     spread: { label: "spread", width: "4.2rem", title: "over how many sites its decoder norm is spread: exp of the entropy", narrow: true },
     norm: { label: "‖W‖", width: "4rem", title: "decoder norms, all sites added up", narrow: Boolean(columns.rho) },
@@ -213,7 +215,7 @@
         figure("strongest", number(at("max"))), figure("mean", number(at("mean"))),
         ...(columns.rho ? [figure("ρ", number(at("rho")), "relative decoder norm"), figure("Δ", number(at("delta")), "Minder et al.'s convention")] : []),
         ...(columns.nu_error ? [figure("cosine", number(at("cosine")), "of the directions in the two models"),
-          figure("νᵋ", number(at("nu_error"))), figure("νʳ", number(at("nu_recon")))] : []),
+          figure("νᵋ", fixed(2)(at("nu_error"))), figure("νʳ", fixed(2)(at("nu_recon")))] : []),
         ...(columns.source ? [figure("reads", data.reads[at("source")])] : []),
         ...(listed.includes(latent) ? [] : [element("em", {}, "not in the list: the filters leave it out")])),
     ];
@@ -257,7 +259,7 @@
       bar.append(title);
       svg.append(bar);
     });
-    return element("div", {}, element("h4", {}, "Activations where it fires (tokens, log scale)"), svg,
+    return element("div", {}, element("h4", {}, "Activations (tokens, log scale)"), svg,
       element("div", { class: "axis" }, element("span", {}, "0"), element("span", {}, number(counts.length * width))));
   }
 
@@ -267,7 +269,7 @@
     const of = data.logits[latent];
     const halves = data.models.map((model, m) => {
       const ends = [of[2 * m], of[2 * m + 1]].map(([tokens, changes]) => element("ol", {},
-        ...tokens.map((token, i) => element("li", {}, tokenOf(texts[token]), element("span", {}, (changes[i] > 0 ? "+" : "") + number(changes[i]))))));
+        ...tokens.map((token, i) => element("li", {}, tokenOf(texts[token]), element("span", {}, (changes[i] > 0 ? "+" : "") + fixed(2)(changes[i]))))));
       return element("div", {}, M > 1 ? element("span", { class: `model m${m % 4}` }, model) : undefined, element("div", { class: "ends" }, ...ends));
     });
     return [element("h4", {}, "Adds to the logits (direct path)"), element("div", { class: "halves" }, ...halves)];
