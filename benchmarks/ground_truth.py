@@ -30,6 +30,7 @@ from truth.peers import PEERS
 from crosscode.evaluation import Compared, Exclusivity, exclusivity
 
 HERE = Path(__file__).parent
+TIMEKEEPER = "BatchTopK"
 TIMED = ("L1", "TopK", "BatchTopK", "January JumpReLU", "February BatchTopK", "February JumpReLU")
 TUNING_SEED = 1000  # of the world that weights and learning rates are set on; it is never scored
 
@@ -58,8 +59,6 @@ class Plan:
         planted_tokens, planted_held_out: harvested for them.
         texts: labelled texts of each behaviour.
         clt_steps: of the cross-layer transcoders.
-        recipes: planted ones; none for all.
-        schemes: synthetic ones; none for all.
     """
 
     world: synthetic.Sizes = attrs.field(factory=synthetic.Sizes)
@@ -74,16 +73,14 @@ class Plan:
     planted_held_out: int = 60_416
     texts: int = 400
     clt_steps: int = 250
-    recipes: tuple[str, ...] = ()
-    schemes: tuple[str, ...] = ()
 
 
 FULL = Plan()
 QUICK = Plan(
     steps=300, held_out=5_120, weights_tried=2, planted_steps=150, planted_tokens=153_600, planted_held_out=20_480,
-    texts=100, clt_steps=60, recipes=("feb_diffing_topk", "feb_diffing_jumprelu"),
-    schemes=("L1", "BatchTopK", "February BatchTopK"),
+    texts=100, clt_steps=60,
 )  # fmt: skip
+QUICK_ONLY = ("feb_diffing_topk", "feb_diffing_jumprelu", "L1", "BatchTopK", "February BatchTopK")
 
 
 def synthetic_schemes(plan: Plan) -> dict[str, Scheme]:
@@ -103,20 +100,12 @@ def synthetic_schemes(plan: Plan) -> dict[str, Scheme]:
         "February BatchTopK, tied only": Scheme("feb_diffing_topk", {**budgets, "pricing": "none"}),
         "TopK SAE": Scheme("sae_topk", {"n_latents": n, "k": plan.k}),
     }
-    return {name: scheme for name, scheme in schemes.items() if not plan.schemes or name in plan.schemes}
+    return schemes
 
 
-def planted_schemes(plan: Plan) -> dict[str, Scheme]:
-    """Recipes for two models at their defaults, and the plain crosscoders that they are compared with."""
-    schemes = {
-        "feb_diffing_topk": Scheme("feb_diffing_topk"),
-        "feb_diffing_jumprelu": Scheme("feb_diffing_jumprelu"),
-        "feb_diffing_l1": Scheme("feb_diffing_l1"),
-        "topk_crosscoder": Scheme("topk_crosscoder"),
-        "jan_update_jumprelu": Scheme("jan_update_jumprelu"),
-        "l1_crosscoder": Scheme("l1_crosscoder"),
-    }
-    return {name: scheme for name, scheme in schemes.items() if not plan.recipes or name in plan.recipes}
+PLANTED = ("feb_diffing_topk", "feb_diffing_jumprelu", "feb_diffing_l1", "topk_crosscoder", "l1_crosscoder",
+           "jan_update_jumprelu")  # fmt: skip
+"""Recipes for two models at their defaults, and the plain crosscoders that they are compared with."""
 
 
 class Cells:
@@ -271,39 +260,45 @@ def rates(
     return {f"{prefix}precision": right / n_called if n_called else None, f"{prefix}recall": n_found / n_exclusive}
 
 
-def run_synthetic(cells: Cells, plan: Plan, seeds: Sequence[int], peers_python: Path | None) -> None:
-    """Equal tokens, then equal CPU time: that of BatchTopK at equal tokens."""
+def run_synthetic(
+    cells: Cells, plan: Plan, seeds: Sequence[int], names: Sequence[str], peers_python: Path | None, timed: bool
+) -> None:
+    """Contestants at equal tokens or, `timed`, at equal CPU time: that of BatchTopK at equal tokens."""
     schemes = synthetic_schemes(plan)
-    weights = {
-        name: cells.get(f"synthetic/weight/{name}", functools.partial(matched_weight, plan, scheme))["weight"]
-        for name, scheme in tqdm(schemes.items(), desc="weights", unit="scheme")
-        if scheme.knob
-    }
-    peers = list(PEERS) if peers_python else []
-    lrs = {
-        peer: cells.get(f"synthetic/lr/{peer}", functools.partial(best_lr, plan, peers_python, peer))["lr"]
-        for peer in tqdm(peers, desc="learning rates", unit="peer")
-    }
 
     def make(name: str, seed: int, steps: int) -> Callable[[str], Trained]:
         if name in schemes:
-            return lambda which: trained(plan, schemes[name], seed, which, steps, weights.get(name))
+            scheme, weight = schemes[name], None
+            if scheme.knob is not None:
+                set_ = cells.get(f"synthetic/weight/{name}", functools.partial(matched_weight, plan, scheme))
+                weight = set_["weight"]
+            return lambda which: trained(plan, scheme, seed, which, steps, weight)
         assert peers_python is not None
-        at = stage(plan, seed)
+        lr = cells.get(f"synthetic/lr/{name}", functools.partial(best_lr, plan, peers_python, name))["lr"]
         return lambda which: train_peer(
-            peers_python, name, at.train[which], at.held_out[which], seed, steps, lr=lrs[name], **request(plan)
+            peers_python,
+            name,
+            stage(plan, seed).train[which],
+            stage(plan, seed).held_out[which],
+            seed,
+            steps,
+            lr=lr,
+            **request(plan),
         )
 
+    def at_equal_tokens(name: str, seed: int) -> dict[str, Any]:
+        compute = lambda: synthetic_numbers(plan, seed, plan.steps, make(name, seed, plan.steps))
+        return cells.get(f"synthetic/tokens/{name}/{seed}", compute)
+
+    def at_equal_time(name: str, seed: int) -> dict[str, Any]:
+        seconds = {each: at_equal_tokens(each, seed)["seconds"] for each in (TIMEKEEPER, name)}
+        steps = round(plan.steps * seconds[TIMEKEEPER] / seconds[name])
+        compute = lambda: synthetic_numbers(plan, seed, steps, make(name, seed, steps))
+        return cells.get(f"synthetic/time/{name}/{seed}", compute)
+
     for seed in seeds:
-        seconds = {}
-        for name in tqdm([*schemes, *peers], desc=f"synthetic, seed {seed}, equal tokens", unit="scheme"):
-            compute = functools.partial(synthetic_numbers, plan, seed, plan.steps, make(name, seed, plan.steps))
-            seconds[name] = cells.get(f"synthetic/tokens/{name}/{seed}", compute)["seconds"]
-        timed = [name for name in (*schemes, *peers) if name in (*TIMED, *peers)]
-        for name in tqdm(timed, desc=f"synthetic, seed {seed}, equal time", unit="scheme"):
-            steps = round(plan.steps * seconds["BatchTopK"] / seconds[name])
-            compute = functools.partial(synthetic_numbers, plan, seed, steps, make(name, seed, steps))
-            cells.get(f"synthetic/time/{name}/{seed}", compute)
+        for name in tqdm(names, desc=f"synthetic, seed {seed}{', equal time' * timed}", unit="scheme"):
+            (at_equal_time if timed else at_equal_tokens)(name, seed)
 
 
 # --- planted --------------------------------------------------------------------------------------------------
@@ -343,12 +338,11 @@ def probes(plan: Plan) -> dict[str, Any]:
     }
 
 
-def planted_numbers(plan: Plan, scheme: Scheme, seed: int) -> dict[str, Any]:
-    """A recipe on the pair and on the null."""
+def planted_numbers(plan: Plan, recipe: str, seed: int) -> dict[str, Any]:
+    """A recipe, at its defaults, on the pair and on the null."""
     data = harvested(plan)
     found = {
-        which: train(scheme.recipe, scheme.arguments, data.train[which], data.held_out[which], seed, plan.planted_steps)
-        for which in VIEWS
+        which: train(recipe, {}, data.train[which], data.held_out[which], seed, plan.planted_steps) for which in VIEWS
     }
     said = {which: compared(found[which].coder, data.held_out[which]) for which in VIEWS}
     calls = {"pair": exclusivity(said["pair"], said["null"]), "null": exclusivity(said["null"], said["null"])}
@@ -395,11 +389,11 @@ def confirmed(said: Compared) -> dict[str, Any]:
     return {"n_eligible": int(said.eligible_L.sum()), "towards": [rho_L[mask_L].tolist() for mask_L in masks]}
 
 
-def run_planted(cells: Cells, plan: Plan, seeds: Sequence[int]) -> None:
+def run_planted(cells: Cells, plan: Plan, seeds: Sequence[int], names: Sequence[str]) -> None:
     cells.get("planted/probes", lambda: probes(plan))
     for seed in seeds:
-        for name, scheme in tqdm(planted_schemes(plan).items(), desc=f"planted, seed {seed}", unit="recipe"):
-            cells.get(f"planted/{name}/{seed}", functools.partial(planted_numbers, plan, scheme, seed))
+        for name in tqdm(names, desc=f"planted, seed {seed}", unit="recipe"):
+            cells.get(f"planted/{name}/{seed}", functools.partial(planted_numbers, plan, name, seed))
 
 
 def run_clts(cells: Cells, plan: Plan, seeds: Sequence[int]) -> None:
@@ -408,7 +402,8 @@ def run_clts(cells: Cells, plan: Plan, seeds: Sequence[int]) -> None:
 
 
 def main(
-    parts: tuple[Literal["planted", "synthetic", "clt"], ...] = ("planted", "synthetic", "clt"),
+    parts: tuple[Literal["planted", "synthetic", "time", "clt"], ...] = ("planted", "synthetic", "time", "clt"),
+    only: tuple[str, ...] = (),
     seeds: tuple[int, ...] = (0, 1, 2),
     quick: bool = False,
     peers_python: Path | None = None,
@@ -418,20 +413,29 @@ def main(
     """Score every scheme on ground truth.
 
     Args:
-        parts: what to run.
+        parts: what to run: planted behaviours, synthetic features at equal tokens, the same at equal CPU time, and
+            cross-layer transcoders.
+        only: recipes, schemes and peers to run, of those that the tables name; all if not given.
         seeds: of worlds, weights and orders; intervals are over them.
-        quick: small sizes, and the first seed alone.
+        quick: small sizes, a few schemes, and the first seed alone.
         peers_python: interpreter of an environment with other libraries; without one, ours alone are tried.
         json_file: where every number goes, and where finished ones are taken from.
         pages: folder of `ground_truth.md` and its pictures; this command's own, or none with --quick.
     """
     torch.set_num_threads(1)
     plan, seeds = (QUICK, seeds[:1]) if quick else (FULL, seeds)
+    peers = tuple(PEERS) if peers_python else ()
+    wanted = only or ((*QUICK_ONLY, *peers) if quick else (*PLANTED, *synthetic_schemes(plan), *peers))
+    if unknown := set(wanted) - {*PLANTED, *synthetic_schemes(plan), *peers}:
+        sys.exit(f"error: only={sorted(unknown)}: no such recipe, scheme or installed peer.")
+    chosen = lambda *names: [name for name in names if name in wanted]
     cells = Cells(json_file, plan)
     if "planted" in parts:
-        run_planted(cells, plan, seeds)
+        run_planted(cells, plan, seeds, chosen(*PLANTED))
     if "synthetic" in parts:
-        run_synthetic(cells, plan, seeds, peers_python)
+        run_synthetic(cells, plan, seeds, chosen(*synthetic_schemes(plan), *peers), peers_python, timed=False)
+    if "time" in parts:
+        run_synthetic(cells, plan, seeds, chosen(*TIMED, *peers), peers_python, timed=True)
     if "clt" in parts:
         run_clts(cells, plan, seeds)
     text = page(cells.numbers, plan)

@@ -308,6 +308,7 @@ class RunOptions:
         """This run with the null in the second model's place, in a folder within its own; loads no model twice."""
         assert self.null is not None
         directory = self.directory(recipe) / NULL
+        resume = self.resume and newest_checkpoint(directory / CHECKPOINTS) is not None
         revisions = (*(self.revisions or ("main",))[:1], self.null_revision or "main")
         run = attrs.evolve(
             self,
@@ -316,7 +317,8 @@ class RunOptions:
             null=None,
             null_revision=None,
             output=directory,
-            resume=self.resume and newest_checkpoint(directory / CHECKPOINTS) is not None,
+            resume=resume,
+            resume_changed=self.resume_changed if resume else (),
         )
         null = load_language_model(self.null, self.null_revision, self.device, self.model_dtype)
         vars(run)["language_models"] = [self.language_models[0], null]

@@ -22,8 +22,7 @@ from crosscode.models import DenseDecoder, DenseEncoder
 FEW = Sizes(width=24, counts=(10, 5, 5, 5, 5), l0=2.0, n_correlated=3, n_children=4, noise=0.0)
 TINY = ground_truth.Plan(
     world=FEW, latents=32, k=2, steps=30, batch=64, held_out=640, weights_tried=2, planted_steps=8,
-    planted_tokens=8192, planted_held_out=2048, clt_steps=5, schemes=("L1", "BatchTopK", "TopK SAE"),
-    recipes=("feb_diffing_topk",),
+    planted_tokens=8192, planted_held_out=2048, clt_steps=5,
 )  # fmt: skip
 
 
@@ -188,10 +187,11 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_command_runs_and_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every number in the file, a page and its pictures; asked again, nothing is computed but what is missing."""
     file = tmp_path / "numbers.json"
-    run = lambda: ground_truth.main(("planted", "synthetic"), quick=True, json_file=file, pages=tmp_path)
+    only = ("feb_diffing_topk", "L1", "BatchTopK", "TopK SAE")
+    run = lambda: ground_truth.main(("planted", "synthetic", "time"), only, quick=True, json_file=file, pages=tmp_path)
     run()
     saved = json.loads(file.read_text())
-    assert set(group(saved["cells"], "synthetic/tokens")) == set(TINY.schemes)
+    assert set(group(saved["cells"], "synthetic/tokens")) == set(only[1:])
     assert set(group(saved["cells"], "synthetic/time")) == {"L1", "BatchTopK"}
     text = (tmp_path / "ground_truth.md").read_text()
     for part in ("feb_diffing_topk", "hedging", "BatchTopK", "Equal CPU time", "shrunk"):
@@ -205,6 +205,13 @@ def test_the_command_runs_and_goes_on_where_it_was_stopped(tmp_path: Path, monke
     monkeypatch.setattr(ground_truth, "synthetic_numbers", lambda *given: computed.append(given) or numbers(*given))
     run()
     assert len(computed) == 1
+
+
+@pytest.mark.usefixtures("tiny")
+def test_what_is_asked_for_must_be_there() -> None:
+    """A peer without its environment, a misspelt scheme."""
+    with pytest.raises(SystemExit, match="sparsify_topk"):
+        ground_truth.main(("synthetic",), ("BatchTopK", "sparsify_topk"), quick=True)
 
 
 def test_numbers_of_other_sizes_are_not_mixed(tmp_path: Path) -> None:
