@@ -1,8 +1,8 @@
 """Do coders find what is there? Worlds of known features, and planted behaviours with a label for every token.
 
-    python benchmarks/ground_truth.py --json numbers.json          # hours of one core; goes on where it was stopped
-    python benchmarks/ground_truth.py --quick                      # a few minutes, one seed: whether it works at all
-    python benchmarks/ground_truth.py --peers-python PEERS/bin/python …   # beside other libraries: nox -s peers
+    python benchmarks/ground_truth.py --json benchmarks/ground_truth.json   # hours of a core; goes on where it stopped
+    python benchmarks/ground_truth.py --quick                               # minutes: whether it works at all
+    python benchmarks/ground_truth.py --peers-python PEERS/bin/python …     # beside other libraries: nox -s peers
 
 Writes `ground_truth.md` and its pictures beside this file (not with --quick). Latents are called exclusive by
 `crosscode.evaluation.exclusivity`: beyond the 99th percentile of a null run of the same scheme, budget and seed, and
@@ -103,9 +103,28 @@ def synthetic_schemes(plan: Plan) -> dict[str, Scheme]:
     return schemes
 
 
-PLANTED = ("feb_diffing_topk", "feb_diffing_jumprelu", "feb_diffing_l1", "topk_crosscoder", "l1_crosscoder",
-           "jan_update_jumprelu")  # fmt: skip
-"""Recipes for two models at their defaults, and the plain crosscoders that they are compared with."""
+PLANTED: dict[str, Scheme] = {
+    # recipes for two models at their defaults, and the plain crosscoders that they are compared with
+    **{
+        recipe: Scheme(recipe)
+        for recipe in (
+            "feb_diffing_topk",
+            "feb_diffing_jumprelu",
+            "feb_diffing_l1",
+            "topk_crosscoder",
+            "l1_crosscoder",
+            "jan_update_jumprelu",
+        )
+    },
+    # what was tried for the behaviours that the first two miss
+    "feb_diffing_topk, style topk": Scheme("feb_diffing_topk", {"style": "topk"}),
+    "feb_diffing_topk, k 48 + 16": Scheme("feb_diffing_topk", {"k_shared": 48, "k_exclusive": 16}),
+    "feb_diffing_topk, n_shared 768, k 22 + 2": Scheme(
+        "feb_diffing_topk", {"n_shared": 768, "k_shared": 22, "k_exclusive": 2}
+    ),
+    "feb_diffing_jumprelu, sparsity 0.3": Scheme("feb_diffing_jumprelu", {"sparsity": 0.3}),
+    "feb_diffing_jumprelu, c 0.5": Scheme("feb_diffing_jumprelu", {"c": 0.5}),
+}
 
 
 class Cells:
@@ -123,9 +142,20 @@ class Cells:
         """The numbers of that name, computed unless they are there."""
         if name not in self.numbers:
             self.numbers[name] = compute()
-            if self.file is not None:
-                self.file.write_text(json.dumps({"plan": self.plan, "cells": self.numbers}, indent=1) + "\n")
+            self.write()
         return self.numbers[name]
+
+    def take(self, other: "Cells") -> None:
+        """What the other has and this has not."""
+        self.numbers |= {name: cell for name, cell in other.numbers.items() if name not in self.numbers}
+        self.write()
+
+    def write(self) -> None:
+        """The old file or the new one, whenever the process may be stopped."""
+        if self.file is not None:
+            beside = self.file.with_name(f".{self.file.name}")
+            beside.write_text(json.dumps({"plan": self.plan, "cells": self.numbers}, separators=(",", ":")) + "\n")
+            beside.replace(self.file)
 
 
 # --- synthetic ------------------------------------------------------------------------------------------------
@@ -338,11 +368,12 @@ def probes(plan: Plan) -> dict[str, Any]:
     }
 
 
-def planted_numbers(plan: Plan, recipe: str, seed: int) -> dict[str, Any]:
-    """A recipe, at its defaults, on the pair and on the null."""
-    data = harvested(plan)
+def planted_numbers(plan: Plan, name: str, seed: int) -> dict[str, Any]:
+    """A recipe on the pair and on the null."""
+    data, scheme = harvested(plan), PLANTED[name]
     found = {
-        which: train(recipe, {}, data.train[which], data.held_out[which], seed, plan.planted_steps) for which in VIEWS
+        which: train(scheme.recipe, scheme.arguments, data.train[which], data.held_out[which], seed, plan.planted_steps)
+        for which in VIEWS
     }
     said = {which: compared(found[which].coder, data.held_out[which]) for which in VIEWS}
     calls = {"pair": exclusivity(said["pair"], said["null"]), "null": exclusivity(said["null"], said["null"])}
@@ -408,18 +439,20 @@ def main(
     quick: bool = False,
     peers_python: Path | None = None,
     json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
+    also: tuple[Path, ...] = (),
     pages: Path | None = None,
 ) -> None:
     """Score every scheme on ground truth.
 
     Args:
-        parts: what to run: planted behaviours, synthetic features at equal tokens, the same at equal CPU time, and
-            cross-layer transcoders.
+        parts: what to run, if anything: planted behaviours, synthetic features at equal tokens, the same at equal CPU
+            time, and cross-layer transcoders.
         only: recipes, schemes and peers to run, of those that the tables name; all if not given.
         seeds: of worlds, weights and orders; intervals are over them.
         quick: small sizes, a few schemes, and the first seed alone.
         peers_python: interpreter of an environment with other libraries; without one, ours alone are tried.
         json_file: where every number goes, and where finished ones are taken from.
+        also: files of other processes, which ran other parts, schemes or seeds, to take finished numbers from.
         pages: folder of `ground_truth.md` and its pictures; this command's own, or none with --quick.
     """
     torch.set_num_threads(1)
@@ -430,6 +463,8 @@ def main(
         sys.exit(f"error: only={sorted(unknown)}: no such recipe, scheme or installed peer.")
     chosen = lambda *names: [name for name in names if name in wanted]
     cells = Cells(json_file, plan)
+    for file in also:
+        cells.take(Cells(file, plan))
     if "planted" in parts:
         run_planted(cells, plan, seeds, chosen(*PLANTED))
     if "synthetic" in parts:

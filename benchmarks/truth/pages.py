@@ -53,13 +53,47 @@ def page(numbers: Numbers, plan: Any) -> str:
     """All that has been measured so far."""
     sections = [
         "# Ground truth\n",
-        "`python benchmarks/ground_truth.py --json numbers.json --peers-python PEERS/bin/python`, whose help says how."
+        "`python benchmarks/ground_truth.py --json benchmarks/ground_truth.json --peers-python PEERS/bin/python`."
         " Means over seeds ± half the 95 % interval (Student's t).\n",
+        *aims(numbers),
         *planted_section(numbers, plan),
         *synthetic_section(numbers, plan),
         *findings(numbers),
     ]
     return "\n".join(sections) + "\n"
+
+
+# --- aims
+
+LEAST_AUROC = {"feb_diffing_topk": 0.95, "feb_diffing_jumprelu": 0.9}
+MOST_FALSE, LEAST_OF_SYNTHETIC = 0.01, 0.9
+
+
+def aims(numbers: Numbers) -> list[str]:
+    """What was aimed at, and whether the mean over seeds reaches it."""
+    rows: list[list[str]] = []
+
+    def add(aim: str, values: Sequence[float | None], reached: Callable[[float], bool]) -> None:
+        found = interval(values)
+        if found is not None:
+            seeds = len([value for value in values if value is not None])
+            rows.append([aim, shown(values), str(seeds), "yes" if reached(found[0]) else "**no**"])
+
+    for recipe, least in LEAST_AUROC.items():
+        cells = group(numbers, "planted").get(recipe, [])
+        for behaviour in cells[0]["auroc"]["pair"] if cells else ():
+            auroc = [cell["auroc"]["pair"][behaviour]["auroc"] for cell in cells]
+            add(f"`{recipe}`, {behaviour}: AUROC >= {least}", auroc, lambda value, least=least: value >= least)
+        rate = [cell["exclusivity"]["false_positive_rate"]["with_scaling"] for cell in cells]
+        add(f"`{recipe}`: false positives in the null <= {MOST_FALSE:.0%}", rate, lambda value: value <= MOST_FALSE)
+    for name, cells in group(numbers, "synthetic/tokens").items():
+        for score in ("precision", "recall"):
+            add(
+                f"{name}, synthetic: {score} >= {LEAST_OF_SYNTHETIC} (aimed at for one of ours, and no peer better)",
+                [cell[score] for cell in cells],
+                lambda value: value >= LEAST_OF_SYNTHETIC,
+            )
+    return ["## Aims\n", table(["aim", "figure", "seeds", "reached"], rows), ""] if rows else []
 
 
 # --- planted
@@ -88,9 +122,10 @@ def planted_section(numbers: Numbers, plan: Any) -> list[str]:
         rows.append([f"`{recipe}`, any living untied latents", *any_of])
     return [
         "## Planted behaviours\n",
-        f"The embedded pair at `blocks.2.hook_resid_post`, recipes at their defaults ({plan.planted_steps} steps of"
-        " 1,024 tokens). AUROC of at most five latents *called exclusive*, chosen and combined by a logistic regression"
-        " on one half of the labelled pairs of texts, scored on the other. The null pair is `base` beside `control`.\n",
+        f"The embedded pair at `blocks.2.hook_resid_post`, recipes at their defaults but for what is named, and"
+        f" {plan.planted_steps} steps of 1,024 tokens. AUROC of at most five latents *called exclusive*, chosen and"
+        " combined by a logistic regression on one half of the labelled pairs of texts, scored on the other. The null"
+        " pair is `base` beside `control`.\n",
         table(["", *behaviours], rows),
         "\n![AUROC of planted behaviours](ground_truth_planted.png)\n",
         "Latents called exclusive beside the null (cut-offs: its 1st and 99th percentile of relative norms, then latent"
@@ -320,9 +355,12 @@ def draw_planted(numbers: Numbers, file: Path) -> None:
 
 
 def draw_norms(numbers: Numbers, file: Path) -> None:
-    """Relative norms of one seed, pair and null, with the null's cut-offs."""
-    recipes = group(numbers, "planted")
-    figure, axes = _figure(3.2 * len(recipes), 2.6, 1, len(recipes))
+    """Relative norms of one seed, pair and null, with the null's cut-offs, of each recipe at its defaults."""
+    recipes = {name: cells for name, cells in group(numbers, "planted").items() if "," not in name}
+    n_rows = -(-len(recipes) // 3)
+    figure, axes = _figure(10, 2.6 * n_rows, n_rows, 3)
+    for axis in axes[len(recipes) :]:
+        axis.set_axis_off()
     for axis, (recipe, cells) in zip(axes, recipes.items()):
         for which, colour in (("pair", TUNED), ("null", BASE)):
             counts = cells[0]["histogram"][which]

@@ -221,3 +221,14 @@ def test_numbers_of_other_sizes_are_not_mixed(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="other sizes"):
         ground_truth.Cells(file, ground_truth.FULL)
     assert ground_truth.Cells(file, ground_truth.QUICK).get("a", lambda: {}) == {"b": 1.0}
+
+
+def test_numbers_of_several_processes_come_together(tmp_path: Path) -> None:
+    """What another file has is taken in and kept; what is there already stays."""
+    one, other = (ground_truth.Cells(tmp_path / f"{i}.json", ground_truth.QUICK) for i in (1, 2))
+    one.get("a", lambda: {"b": 1.0})
+    other.get("a", lambda: {"b": 2.0})
+    other.get("c", lambda: {"d": 3.0})
+    one.take(other)
+    kept = ground_truth.Cells(tmp_path / "1.json", ground_truth.QUICK)
+    assert kept.numbers == {"a": {"b": 1.0}, "c": {"d": 3.0}}
