@@ -43,6 +43,7 @@ TINY: Mapping[str, Any] = {
     "n_shared": 12,
     "init_tokens": 300,
     "eval_tokens": 300,
+    "splice_tokens": 64,
     "num_steps": 24,
     "log_every": 1,
     "checkpoint_every": 3,
@@ -55,11 +56,17 @@ RUNS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "files": ("feb_diffing_jumprelu", {"accumulate": 2, "precision": "bf16", "dataset": "FOLDER/text.jsonl"}),
     "stream": ("feb_diffing_topk", {**TOPK, "style": "topk", "dataset": "somebody/text"}),
 }
+N_HELD_OUT = 25
 N_DOCUMENTS = 90  # of the local files and the stream: the run goes through them more than once
 
 
 packaged_documents = embedded.documents
-documents_of = functools.cache(lambda split: list(itertools.islice(packaged_documents(split), 2 * N_DOCUMENTS)))
+
+
+@functools.cache
+def documents_of(split: str) -> list[str]:
+    """Part of the packaged text, which every child tokenises anew; the held-out part is for thresholds and figures."""
+    return list(itertools.islice(packaged_documents(split), 2 * N_DOCUMENTS if split == "train" else N_HELD_OUT))
 
 
 def texts() -> list[str]:
@@ -135,9 +142,9 @@ class World:
 
         datasets.load_dataset = stand_in_for_the_hub
         documents.WAIT = 0.0
-        embedded.documents = lambda split: iter(documents_of(split))  # a part: every child tokenises it anew
+        embedded.documents = lambda split: iter(documents_of(split))
         crosscode.run.load_language_model = functools.cache(crosscode.run.load_language_model)
-        crosscode.run.draw_run = lambda *args: None  # a picture has nothing to lose, and takes half of the time
+        crosscode.run._report = lambda *args: None  # drawn from what is compared, and half of the time
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts()))
         world = cls(folder, seed)

@@ -13,6 +13,7 @@ import argparse
 import io
 import itertools
 import json
+import logging
 import os
 import platform
 import random
@@ -611,6 +612,7 @@ def main() -> None:
     given = parser.parse_args()
     seed = random.SystemRandom().randrange(1 << 31) if given.seed is None else given.seed
     print(f"seed {seed}", flush=True)
+    logging.getLogger("crosscode").setLevel(logging.ERROR)  # each damaged shard is told in a line
     cache: dict[str, Counter[str]] = {}
     with tempfile.TemporaryDirectory() as folder:
         if not given.short and not given.only:
