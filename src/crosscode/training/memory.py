@@ -23,7 +23,7 @@ from crosscode.training.trainer import Trainer
 
 Moment = Literal["always", "before the first step", "in a step", "at the end", "on disk"]
 PASSING: tuple[Moment, ...] = ("before the first step", "in a step", "at the end")
-PROGRAM = 56 << 20  # bytes of text, tokenizer and thread pools, whatever the run
+PROGRAM = 72 << 20  # bytes of text, tokenizer and thread pools, whatever the run
 REMEMBERED = 1 << 30  # bytes of batches that are kept while activations are measured, at most
 CHECKPOINTS = 3  # two that stay and one that is being written
 
