@@ -80,7 +80,7 @@ def curves(rows: Sequence[Mapping[str, Any]], prefixes: Sequence[str]) -> Any:
         figure.add_scatter(
             x=steps,
             y=values,
-            name=name.partition("/")[2] or name,
+            name=(name.partition("/")[2] or name).replace("site_", "layer "),
             mode="lines",
             line={"color": LINES[i % len(LINES)], "dash": DASHES[i // len(LINES) % len(DASHES)], "width": 1.8},
         )
@@ -255,7 +255,8 @@ def sites(run: SavedRun) -> Any:
 
 
 def _short(hookpoint: str) -> str:
-    return hookpoint.removeprefix("blocks.").replace(".hook_", " ").replace("hook_", "")
+    """`blocks.0.mlp.hook_in` as `0 mlp in`."""
+    return hookpoint.removeprefix("blocks.").replace("hook_", "").replace(".", " ")
 
 
 def _signs(*values: Tensor) -> list[str]:
