@@ -566,7 +566,9 @@ def _measure(trainer: Trainer, run: RunOptions, name: str, spent: TimeSpent | No
         write_json(directory / SUMMARY, summary)
     if not run.quiet:
         print_evaluation(evaluation, f"{name} after {trainer.state.tokens:,} tokens, on held-out text")
-        print(f"\nThe coder: crosscode.load({str(directory / CODER)!r})")
+        print(f"\nThe coder is in {directory / CODER}; to load it:\n\n    import crosscode")
+        print(f"    coder = crosscode.load({str(directory / CODER)!r})")
+        print("    latents = coder.encode(activations)  # raw ones\n")
     return summary
 
 

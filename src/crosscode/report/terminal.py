@@ -4,10 +4,13 @@ import math
 from collections.abc import Iterator
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from crosscode.evaluation import Evaluation, Exclusivity
 
 BEFORE, AFTER = 36, 24  # characters of context on either side of a token
+BLOCKS = "▁▂▃▄▅▆▇█"
 PLACES = {"jointly": "all of them", "replacement": "replacement model"}
 
 
@@ -73,6 +76,10 @@ def _one_sided(evaluation: Evaluation, most: int = 3) -> Iterator[str]:
     rho_L, fired_L = evaluation.latents["relative_norm_L"], evaluation.latents["count_L"] > 0
     one, other = evaluation.source["models"][:2]
     at = evaluation.source["cut_offs"]["relative_norm"]
+    untied_L = fired_L & ~evaluation.latents.get("tied_L", torch.zeros_like(fired_L))
+    n = int(untied_L.sum())
+    yield f"\nRelative decoder norms of the {n} untied latents that fired: 0 only {one}, 1 only {other}"
+    yield histogram(rho_L[untied_L])
     for model in (other, one):
         found = {key: int(evaluation.metrics.get(f"exclusive/{model}/{key}", 0)) for key in ("candidates", "specific")}
         order = rho_L.masked_fill(~fired_L, 0.5).argsort(descending=model == other, stable=True)
@@ -114,3 +121,16 @@ def concordance(before: str, token: str, after: str) -> str:
     word = token.lstrip(" ") or token
     before = (before + token.removesuffix(word))[-BEFORE:]
     return f"{before:>{BEFORE}}⟦{word}⟧{after[:AFTER]}"
+
+
+def histogram(values: Float[Tensor, " N"], n_bins: int = 21, height: int = 6) -> str:
+    """A histogram over [0, 1] in characters, with its largest count beside its highest bar."""
+    counts = torch.histc(values.float(), n_bins, 0.0, 1.0)
+    largest = max(1, int(counts.max()))
+    rows: list[str] = []
+    for row in reversed(range(height)):
+        eighths: list[float] = ((counts / largest * height - row).clamp(0, 1) * len(BLOCKS)).tolist()
+        bars = "".join(" " if e < 0.5 else BLOCKS[min(7, int(e + 0.5) - 1)] for e in eighths)
+        rows.append(f"  {largest if row == height - 1 else '':>6} │{bars}")
+    axis = "0" + "0.5".center(n_bins - 2) + "1"
+    return "\n".join([*rows, f"  {'0':>6} └{'─' * n_bins}", " " * 10 + axis])
