@@ -208,3 +208,8 @@ def test_the_main_job_runs_on_what_is_shipped(
     for part in ("FVU", "L0", "dead latents", "elative decoder norm", "crosscode.load("):
         assert part in shown.out
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
+    assert shown.out.splitlines()[-1] == f"The report: {tmp_path / 'run' / 'report.html'}"
+    assert (tmp_path / "run" / "report.html").is_file()
+    (shown_there,) = (tmp_path / "run" / "wandb").glob("offline-run-*/files/media/html/report_*.html")
+    assert shown_there.read_bytes() == (tmp_path / "run" / "report.html").read_bytes()
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*/files/media/plotly/report/latent_scaling_*.json"))

@@ -1,10 +1,12 @@
 """What is printed at the end of a run: figures by site, the latents at either end, lines that can be read."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 import crosscode
+import crosscode.run
 from crosscode.evaluation import Evaluation
 from crosscode.report.terminal import concordance
 
@@ -51,3 +53,16 @@ def test_tokens_stand_below_one_another(before: str, token: str, after: str, sai
     assert len(line) < 80
     assert "\n" not in line
     assert said in line
+
+
+def test_a_run_is_complete_without_its_report(run_small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever goes wrong with the page is told, and takes nothing else with it."""
+
+    def broken(folder: Path) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(crosscode.run, "write_report", broken)
+    with pytest.warns(UserWarning, match=r"no report was made \(OSError: no space left\)"):
+        summary = run_small("sae_topk", num_steps=2, report=True)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
+    assert crosscode.load(tmp_path / "run" / "coder").n_latents == 32
