@@ -17,7 +17,7 @@ import pytest
 import small_runs
 from small_runs import RECIPES, SMALL, VOCABULARY, factory, options, save_model, save_text
 
-import crosscode.run
+import crosscode.run_options
 from crosscode.data.transformer_lens_model import TransformerLensModel
 from crosscode.run import RunOptions, main
 from crosscode.training import Trainer
@@ -26,7 +26,7 @@ from crosscode.training import Trainer
 @pytest.fixture(scope="module", autouse=True)
 def models_loaded_once() -> Iterator[None]:
     """What is known of a model without its weights is found once for all rows."""
-    load = crosscode.run.load_language_model
+    load = crosscode.run_options.load_language_model
 
     @functools.cache
     def load_once(modified: float, name: str, *options: Any) -> Any:
@@ -36,9 +36,9 @@ def models_loaded_once() -> Iterator[None]:
         weights = Path(name) / "model.safetensors"
         return load_once(weights.stat().st_mtime if weights.exists() else 0.0, name, *options)
 
-    crosscode.run.load_language_model = load_anew_if_changed
+    crosscode.run_options.load_language_model = load_anew_if_changed
     yield
-    crosscode.run.load_language_model = load
+    crosscode.run_options.load_language_model = load
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import pytest
 import torch
 from small_runs import SMALL, factory, options, save_model, save_text
 
-import crosscode.run
+import crosscode.run_options
 from crosscode.activations import TopK
 from crosscode.batch import Batch
 from crosscode.callbacks import Profile
@@ -64,7 +64,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "ahead": 0,  # what another thread harvests is no part of this one's time
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(crosscode.run, "load_language_model", functools.cache(crosscode.run.load_language_model))
+        load = functools.cache(crosscode.run_options.load_language_model)
+        patch.setattr(crosscode.run_options, "load_language_model", load)
         run(folder, arguments)
     return folder
 
@@ -214,10 +215,6 @@ def test_nothing_is_measured_once_a_run_has_ended(tmp_path: Path) -> None:
 
 def test_one_profile_sees_a_whole_run(tmp_path: Path) -> None:
     """Of two, neither would."""
-    first = Profile(tmp_path / "one.json")
-    try:
-        with pytest.raises(BadInput, match="second Profile"):
-            a_trainer(first, Profile(tmp_path / "two.json")).train()
-    finally:
-        first.on_end(a_trainer())
+    with pytest.raises(BadInput, match="second Profile"):
+        a_trainer(Profile(tmp_path / "one.json"), Profile(tmp_path / "two.json")).train()
     assert running.get() is None

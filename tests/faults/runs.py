@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from small_runs import factory, options
 
 import crosscode.run
+import crosscode.run_options
 from crosscode.data import documents, embedded
 from crosscode.run import main
 from crosscode.training import Trainer
@@ -143,7 +144,7 @@ class World:
         datasets.load_dataset = stand_in_for_the_hub
         documents.WAIT = 0.0
         embedded.documents = lambda split: iter(documents_of(split))
-        crosscode.run.load_language_model = functools.cache(crosscode.run.load_language_model)
+        crosscode.run_options.load_language_model = functools.cache(crosscode.run_options.load_language_model)
         crosscode.run._report = lambda *args: None  # drawn from what is compared, and half of the time
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts()))

@@ -129,3 +129,38 @@ def test_training_in_another_thread_leaves_signals_alone() -> None:
     thread.start()
     thread.join()
     assert errors == []
+
+
+class Fails:
+    """Fails at one moment; every moment is written down under its name."""
+
+    def __init__(self, name: str, told: list[str], at: str | None = None) -> None:
+        self.name, self.told, self.at = name, told, at
+
+    def _tell(self, moment: str) -> None:
+        self.told.append(f"{self.name} {moment}")
+        if moment == self.at:
+            raise OSError(f"{self.name} fails")
+
+    def __call__(self, trainer: Trainer, report: Any) -> None:
+        pass
+
+    def on_start(self, trainer: Trainer) -> None:
+        self._tell("start")
+
+    def on_end(self, trainer: Trainer) -> None:
+        self._tell("end")
+
+
+def test_what_has_started_is_ended_though_another_callback_cannot_start() -> None:
+    told: list[str] = []
+    with pytest.raises(OSError, match="b fails"):
+        a_trainer(Fails("a", told), Fails("b", told, "start"), Fails("c", told)).train()
+    assert told == ["a start", "b start", "a end"]
+
+
+def test_all_are_ended_though_one_cannot_end() -> None:
+    told: list[str] = []
+    with pytest.raises(OSError, match="a fails"):
+        a_trainer(Fails("a", told, "end"), Fails("b", told)).train()
+    assert told == ["a start", "b start", "a end", "b end"]

@@ -7,6 +7,7 @@ import torch
 from small_runs import SMALL, factory, options, save_model, save_text
 
 import crosscode.run
+import crosscode.run_options
 from crosscode import SparseCoder, Trainer
 from crosscode.activations import ReLU, TopK
 from crosscode.data.transformer_lens_model import TransformerLensModel
@@ -79,7 +80,7 @@ def test_the_table_follows_the_sizes(given) -> None:
 
 def test_the_weights_of_language_models_are_counted(folder: Path) -> None:
     """From a skeleton, to the byte."""
-    model = crosscode.run.load_language_model(str(folder / "base"), dtype="bfloat16")
+    model = crosscode.run_options.load_language_model(str(folder / "base"), dtype="bfloat16")
     assert isinstance(model, TransformerLensModel)
     expected = model.weight_bytes
     assert not model.loaded

@@ -113,11 +113,12 @@ class Profile:
 
     def on_end(self, trainer: Trainer) -> None:
         self._restore.close()
-        if self._tracer is not None:
-            self._tracer.profiler.stop()
+        tracer, self._tracer = self._tracer, None  # torch's profiler does not survive a second stop
+        if tracer is not None:
+            tracer.profiler.stop()
             if self.spent is not None:
                 after = time.perf_counter() - self._began
-                self.spent = attrs.evolve(self.spent, after=after, traced=self._tracer.shown(trainer.state.step))
+                self.spent = attrs.evolve(self.spent, after=after, traced=tracer.shown(trainer.state.step))
 
 
 @attrs.define(eq=False)

@@ -7,7 +7,7 @@ gradient transforms -> learning rate -> optimizer step -> constraints -> callbac
 
 import copy
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from itertools import islice
 from typing import Any, Literal
 
@@ -309,11 +309,9 @@ class Trainer:
             epoch, skip = epoch + 1, 0
 
     def tell(self, moment: str) -> None:
-        """Call the callbacks that listen to `on_start`, `on_finish`, `on_interrupt` or `on_end`."""
+        """Call the callbacks that listen to `on_finish` or `on_interrupt`."""
         for callback in self.callbacks:
-            listener = getattr(callback, moment, None)
-            if listener is not None:
-                listener(self)
+            _tell(callback, moment, self)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes: model, optimizer, state, data cursor and random state."""
@@ -333,6 +331,12 @@ class Trainer:
         for name in PROGRESS:
             setattr(self.state, name, copy.copy(parts["progress"][name]))
         torch.set_rng_state(parts["rng"].cpu())
+
+
+def _tell(callback: Callback, moment: str, trainer: Trainer) -> None:
+    listener = getattr(callback, moment, None)
+    if listener is not None:
+        listener(trainer)
 
 
 def _scalar(name: str, value: Tensor) -> Tensor:
@@ -377,9 +381,12 @@ def train_together(trainers: Sequence[Trainer]) -> list[SparseCoder]:
     for trainer in trainers:
         trainer.initialize(remembered)
     del remembered
-    for trainer in trainers:
-        trainer.tell("on_start")
+    started: list[tuple[Trainer, Callback]] = []
     try:
+        for trainer in trainers:
+            for callback in trainer.callbacks:
+                _tell(callback, "on_start", trainer)
+                started.append((trainer, callback))
         with deferred_interrupts() as interrupt, closing(first.batches()) as batches:
             while first.state.step < first.num_steps:
                 with phase("data"):
@@ -405,6 +412,7 @@ def train_together(trainers: Sequence[Trainer]) -> list[SparseCoder]:
             interrupt.leave_after(first.state.step)
     finally:
         return_freed_memory()
-        for trainer in trainers:
-            trainer.tell("on_end")
+        with ExitStack() as ending:  # all that have started, in their order, though one of them fails
+            for trainer, callback in reversed(started):
+                ending.callback(_tell, callback, "on_end", trainer)
     return [trainer.model for trainer in trainers]
