@@ -116,14 +116,12 @@ PLANTED: dict[str, Scheme] = {
             "jan_update_jumprelu",
         )
     },
-    # what was tried for the behaviours that the first two miss
+    # what was tried for the behaviour that the first two miss
     "feb_diffing_topk, style topk": Scheme("feb_diffing_topk", {"style": "topk"}),
     "feb_diffing_topk, k 48 + 16": Scheme("feb_diffing_topk", {"k_shared": 48, "k_exclusive": 16}),
-    "feb_diffing_topk, n_shared 768, k 22 + 2": Scheme(
-        "feb_diffing_topk", {"n_shared": 768, "k_shared": 22, "k_exclusive": 2}
-    ),
+    "feb_diffing_topk, decoder norm 0.1": Scheme("feb_diffing_topk", {"decoder_norm": 0.1}),
     "feb_diffing_jumprelu, sparsity 0.3": Scheme("feb_diffing_jumprelu", {"sparsity": 0.3}),
-    "feb_diffing_jumprelu, c 0.5": Scheme("feb_diffing_jumprelu", {"c": 0.5}),
+    "feb_diffing_jumprelu, c 0.5, sparsity 3": Scheme("feb_diffing_jumprelu", {"c": 0.5, "sparsity": 3.0}),
 }
 
 

@@ -6,8 +6,8 @@
 
 One of L (latents), k (latents a token), sites (models x hookpoints) and B (tokens a batch) grows while the others stay.
 CPU time of one thread; rounds are interleaved, a ratio is formed inside each. `GEMM` is the encoder's product alone,
-without which no exact scheme can do; what a TopK step takes beyond it reads B x L once for the selection and otherwise
-touches kept entries and weights, so it must not grow faster than L. The exponents are slopes of log time over log size,
+without which no exact scheme can do (in bfloat16 where a TopK step screens with it); what a TopK step takes beyond it
+reads B x L once for the selection and otherwise touches kept entries and weights, so it must not grow faster than L. The exponents are slopes of log time over log size,
 fitted to the larger half of the sizes, where what is constant weighs little.
 
 With `--json-file`, points that the file already has are not measured again: what was interrupted goes on.
@@ -45,12 +45,16 @@ def work(contestant: str, kind: str, axis: str, value: str) -> None:
     def build() -> dict[str, Any]:
         from assemblies import dense_reference, ours
 
+        from crosscode.kernels.screening import pays
+
         size = at(axis, int(value))
         scheme = f"{'sae' if size.sites == 1 else 'crosscoder'} {kind}"
         step, _ = (ours if contestant == OURS else dense_reference)(scheme, size)
         count = itertools.count()
         x_BI, W_IL = torch.randn(size.B, size.sites * size.D), torch.randn(size.sites * size.D, size.L)
-        z_BL = torch.empty(size.B, size.L)
+        if kind.startswith("TopK") and pays(x_BI, W_IL, size.k):
+            x_BI, W_IL = x_BI.bfloat16(), W_IL.bfloat16()
+        z_BL = x_BI.new_empty(size.B, size.L)
         return {
             "steps": lambda n: {"seconds": timed(lambda _: step(next(count)), int(n))},
             "gemm": lambda n: {"seconds": timed(lambda _: torch.mm(x_BI, W_IL, out=z_BL), int(n))},
