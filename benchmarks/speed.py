@@ -7,8 +7,9 @@
 One of L (latents), k (latents a token), sites (models x hookpoints) and B (tokens a batch) grows while the others stay.
 CPU time of one thread; rounds are interleaved, a ratio is formed inside each. `GEMM` is the encoder's product alone,
 without which no exact scheme can do (in bfloat16 where a TopK step screens with it); what a TopK step takes beyond it
-reads B x L once for the selection and otherwise touches kept entries and weights, so it must not grow faster than L. The exponents are slopes of log time over log size,
-fitted to the larger half of the sizes, where what is constant weighs little.
+reads B x L once for the selection and otherwise touches kept entries and weights, so it must not grow faster than L.
+The exponents are slopes of log time over log size, fitted to the larger half of the sizes, where what is constant
+weighs little.
 
 With `--json-file`, points that the file already has are not measured again: what was interrupted goes on.
 """
