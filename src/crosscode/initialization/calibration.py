@@ -39,20 +39,49 @@ def default_firing_rate(n_latents: int) -> float:
     return min(10_000 / n_latents, 0.3)
 
 
-def _require_own(coder: SparseCoder, jumprelu: JumpReLU, who: str) -> None:
-    """Another coder's thresholds would set this one's biases wrongly, and nothing would tell."""
-    if not any(part is jumprelu for part in coder.modules()):
-        raise BadInput(f"{who}.jumprelu is no part of the coder: hand over the very JumpReLU it was built with.")
-    jumprelu.check(coder.n_latents)
-
-
 def _check_rate(instance: object, field: "attrs.Attribute[float | None]", value: float | None) -> None:
     if value is not None and not 0 < value < 1:
         raise BadInput(f"{type(instance).__name__}.firing_rate={value} must lie between 0 and 1.")
 
 
 @attrs.frozen
-class JanUpdate:
+class _EqualFiring:
+    """The January update's weights, and what every latent's pre-activation exceeds on a fraction of tokens."""
+
+    jumprelu: JumpReLU
+    firing_rate: float | None = attrs.field(default=None, validator=_check_rate)
+    n_tokens: int = 20_000
+    seed: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        instance(f"{type(self).__name__}.jumprelu", self.jumprelu, JumpReLU, "the coder's own JumpReLU")
+        count(f"{type(self).__name__}.n_tokens", self.n_tokens)
+
+    def working_bytes(self, coder: SparseCoder) -> int:
+        """What quantiles over tokens take: the inputs, batch by batch and together, and a chunk of latents, sorted."""
+        _, n = self._rate_and_tokens(coder)
+        chunk = min(n * coder.n_latents, MOST_QUANTILE_ELEMENTS // 4)
+        return 8 * n * coder.shift_in_XiDi.numel() + 32 * chunk  # torch.quantile copies, sorts, keeps 64-bit places
+
+    def _check_coder(self, coder: SparseCoder) -> None:
+        """Another coder's thresholds would set this one's biases wrongly, and nothing would tell."""
+        who = type(self).__name__
+        require_autoencoder(coder, who)
+        if not any(part is self.jumprelu for part in coder.modules()):
+            raise BadInput(f"{who}.jumprelu is no part of the coder: hand over the very JumpReLU it was built with.")
+        self.jumprelu.check(coder.n_latents)
+
+    def _rate_and_tokens(self, coder: SparseCoder) -> tuple[float, int]:
+        rate = self.firing_rate or default_firing_rate(coder.n_latents)
+        return rate, max(self.n_tokens, round(10 / rate))
+
+    def _draw_and_measure(self, coder: SparseCoder, data: Iterable[Batch]) -> Float[Tensor, " L"]:
+        draw_jan_update_weights(coder, self.seed)
+        return quantile_L(coder, data, *self._rate_and_tokens(coder))
+
+
+@attrs.frozen
+class JanUpdate(_EqualFiring):
     """`W_dec ~ U(+-1/sqrt(n))`, `W_enc = (n/m) W_dec^T`, `b_dec = 0`, `b_enc` so that each fires on a fraction r.
 
     `n` is the total input width, `m` the number of latents (January 2025 update; 1/sqrt(n) is its own erratum's value).
@@ -65,33 +94,17 @@ class JanUpdate:
         seed: of the generator that draws the decoder.
     """
 
-    jumprelu: JumpReLU
-    firing_rate: float | None = attrs.field(default=None, validator=_check_rate)
-    n_tokens: int = 20_000
-    seed: int = 0
-
-    def __attrs_post_init__(self) -> None:
-        instance("JanUpdate.jumprelu", self.jumprelu, JumpReLU, "the coder's own JumpReLU")
-        count("JanUpdate.n_tokens", self.n_tokens)
-
-    def working_bytes(self, coder: SparseCoder) -> int:
-        """What quantiles over tokens take: the inputs, batch by batch and together, and a chunk of latents, sorted."""
-        return _working_bytes(coder, self.n_tokens, self.firing_rate)
-
     @torch.no_grad()
     def __call__(self, coder: SparseCoder, data: Iterable[Batch]) -> None:
-        require_autoencoder(coder, "JanUpdate")
-        _require_own(coder, self.jumprelu, "JanUpdate")
-        draw_jan_update_weights(coder, self.seed)
+        self._check_coder(coder)
         if coder.encoder.b_enc_L is None:
             raise BadInput("JanUpdate needs an encoder with a bias; use JumpReLUWithoutBias.")
-        rate = self.firing_rate or default_firing_rate(coder.n_latents)
-        q_L = quantile_L(coder, data, rate, max(self.n_tokens, round(10 / rate)))
+        q_L = self._draw_and_measure(coder, data)
         coder.encoder.b_enc_L.copy_(self.jumprelu.threshold_L.detach() - q_L)
 
 
 @attrs.frozen
-class JumpReLUWithoutBias:
+class JumpReLUWithoutBias(_EqualFiring):
     """As `JanUpdate` for an encoder without a bias: the threshold itself is set, to `max(quantile, 1e-3)`.
 
     Args:
@@ -101,29 +114,12 @@ class JumpReLUWithoutBias:
         seed: of the generator that draws the decoder.
     """
 
-    jumprelu: JumpReLU
-    firing_rate: float | None = attrs.field(default=None, validator=_check_rate)
-    n_tokens: int = 20_000
-    seed: int = 0
-
-    def __attrs_post_init__(self) -> None:
-        instance("JumpReLUWithoutBias.jumprelu", self.jumprelu, JumpReLU, "the coder's own JumpReLU")
-        count("JumpReLUWithoutBias.n_tokens", self.n_tokens)
-
-    def working_bytes(self, coder: SparseCoder) -> int:
-        """What quantiles over tokens take: the inputs, batch by batch and together, and a chunk of latents, sorted."""
-        return _working_bytes(coder, self.n_tokens, self.firing_rate)
-
     @torch.no_grad()
     def __call__(self, coder: SparseCoder, data: Iterable[Batch]) -> None:
-        require_autoencoder(coder, "JumpReLUWithoutBias")
-        _require_own(coder, self.jumprelu, "JumpReLUWithoutBias")
+        self._check_coder(coder)
         if coder.encoder.b_enc_L is not None:
             raise BadInput("JumpReLUWithoutBias needs an encoder with bias=False.")
-        draw_jan_update_weights(coder, self.seed)
-        rate = self.firing_rate or default_firing_rate(coder.n_latents)
-        q_L = quantile_L(coder, data, rate, max(self.n_tokens, round(10 / rate)))
-        self.jumprelu.set_threshold_(q_L.clamp_min(1e-3))
+        self.jumprelu.set_threshold_(self._draw_and_measure(coder, data).clamp_min(1e-3))
 
 
 @torch.no_grad()
@@ -135,9 +131,3 @@ def draw_jan_update_weights(coder: SparseCoder, seed: int) -> None:
     coder.decoder.assign_(uniform(shape, n_inputs**-0.5, generator).to(coder.scale_out_Xo))
     coder.encoder.assign_(transposed(coder.decoder.dense()) * (n_inputs / coder.n_latents))
     zero_biases(coder)
-
-
-def _working_bytes(coder: SparseCoder, n_tokens: int, firing_rate: float | None) -> int:
-    n = max(n_tokens, round(10 / (firing_rate or default_firing_rate(coder.n_latents))))
-    chunk = min(n * coder.n_latents, MOST_QUANTILE_ELEMENTS // 4)
-    return 8 * n * coder.shift_in_XiDi.numel() + 32 * chunk  # torch.quantile copies, sorts, and keeps 64-bit places
