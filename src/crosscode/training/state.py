@@ -51,10 +51,10 @@ class TrainState:
     @torch.no_grad()
     def choose_codes(self, activation: Activation, latents: Latents) -> None:
         """Measure the density of a batch's codes and choose the faster form for the next, with some inertia."""
-        if latents.is_sparse or activation.codes == "dense" or latents.pre is None:
+        if latents.is_sparse or activation.codes == "dense":
             self.density = latents.density()
-        else:
-            some_BL = latents.pre[:MEASURED_TOKENS]
+        else:  # where a gradient may flow counts too; codes without pre-activations say that themselves
+            some_BL = (latents.values if latents.pre is None else latents.pre)[:MEASURED_TOKENS]
             self.density = len(activation.select(some_BL)) / some_BL.numel()
         sparse_below, dense_above = FASTER["cpu" if latents.values.device.type == "cpu" else "gpu"]
         self.sparse = self.density < (dense_above if self.sparse else sparse_below)
