@@ -189,7 +189,9 @@ def _with_little_disk(directory: Path, most: int, n_batches: int, tell: Any) -> 
     warnings: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: warnings.append(record.getMessage())  # type: ignore[method-assign]
-    logging.getLogger("crosscode.data.cache").addHandler(handler)
+    logger = logging.getLogger("crosscode.data.cache")
+    logger.addHandler(handler)
+    logger.setLevel(logging.WARNING)  # whatever was asked for
     cache = ActivationCache(directory)
     wrong = sum(not _is_right(cache, i) for i in range(n_batches))
     tell.send((wrong, len(warnings)))
