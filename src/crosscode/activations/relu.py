@@ -18,7 +18,7 @@ class ReLU(Activation):
     is_rescalable = True
 
     def forward(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Latents:
-        return Latents.from_dense(pre_BL.relu())  # pre-activations are wanted by nothing, and as large as the codes
+        return Latents.from_dense(pre_BL.relu())  # `Trace.pre_BL` has pre-activations for who wants them
 
     def select(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Pattern:
         return entries_where(above(pre_BL, 0.0))
