@@ -19,7 +19,7 @@ FLOORS = [
     ("models",),
     ("losses", "penalties", "initialization", "metrics", "saving", "data"),
     ("training",),
-    ("callbacks", "evaluation", "interop"),
+    ("callbacks", "evaluation", "interop", "run_options"),
     ("report", "run_folder"),
     ("run",),
     ("cli",),

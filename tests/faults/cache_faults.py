@@ -63,6 +63,7 @@ def _is_right(cache: ActivationCache, i: int) -> bool:
 
 def _fill(directory: Path, n_batches: int, seed: int, tell: Any) -> None:
     """Read and write batches in a random order, for ever; says which was wrong, and when the first was done."""
+    torch.set_num_threads(1)  # it would wait for ever for threads that only the process has which it was forked from
     logging.disable(logging.WARNING)
     rng, cache = random.Random(seed), ActivationCache(directory)
     for n in itertools.count():
@@ -184,6 +185,7 @@ def _damage(file: Path, rng: random.Random) -> str:
 
 
 def _with_little_disk(directory: Path, most: int, n_batches: int, tell: Any) -> None:
+    torch.set_num_threads(1)  # as in `_fill`
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
     warnings: list[str] = []

@@ -613,7 +613,6 @@ def main() -> None:
     seed = random.SystemRandom().randrange(1 << 31) if given.seed is None else given.seed
     print(f"seed {seed}", flush=True)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what it runs beside itself without
-    torch.set_num_threads(1)  # a forked child would wait for ever for threads that only its parent has
     logging.getLogger("crosscode").setLevel(logging.ERROR)  # each damaged shard is told in a line
     cache: dict[str, Counter[str]] = {}
     with tempfile.TemporaryDirectory() as folder:
