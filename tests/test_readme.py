@@ -46,3 +46,43 @@ def test_its_table_names_every_recipe() -> None:
     recipes = {file.stem for file in (ROOT / "recipes").glob("*.py")}
 
     assert recipes == {name for name in recipes if f"`{name}`" in README}
+
+
+ROWS_OF_PEERS = {
+    "TopK": "sae TopK",
+    "TopK + AuxK, 10 % dead": "sae TopK + AuxK",
+    "BatchTopK": "sae BatchTopK",
+    "BatchTopK + AuxK": "sae BatchTopK + AuxK",
+    "ReLU with L1, 35 % of latents fire": "sae ReLU dense",
+    "ReLU with L1, 3.5 %": "sae ReLU sparse",
+    "JumpReLU, 2 %": "sae JumpReLU",
+    "JumpReLU, January update": "sae JumpReLU January",
+    "crosscoder, TopK": "crosscoder TopK",
+    "crosscoder, BatchTopK": "crosscoder BatchTopK",
+    "crosscoder, ReLU, 3.5 %": "crosscoder ReLU sparse",
+    "crosscoder, JumpReLU, 2 %": "crosscoder JumpReLU",
+    "diffing, JumpReLU (February)": "diffing JumpReLU January",
+    "cross-layer transcoder, TopK": "clt TopK",
+    "cross-layer transcoder, BatchTopK": "clt BatchTopK",
+}
+
+
+def test_its_speeds_are_those_of_the_benchmark() -> None:
+    """Every row of `How fast` is rounded from benchmarks/peers.md, beside the library that is the fastest there."""
+    measured: dict[tuple[str, str], dict[str, float]] = {}
+    row = re.compile(r"\| (.+?) \| (full|quick) \| (\w+) \| [\d.]+ \| ([\d.]+) \[")
+    for scheme, size, contestant, ratio in row.findall((ROOT / "benchmarks" / "peers.md").read_text()):
+        measured.setdefault((scheme, size), {})[contestant] = float(ratio)
+    (table,) = re.findall(r"## How fast\n.*?\n\|---.*?\n(.*?)\n\n", README, re.DOTALL)
+    told = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+
+    assert [name for name, *_ in told] == list(ROWS_OF_PEERS)
+    for name, library, *ratios in told:
+        full, quick = (measured[ROWS_OF_PEERS[name], size] for size in ("full", "quick"))
+        others = set(full) - {"crosscode", "dense", "dense_loop"}
+        fastest = min(others, key=full.__getitem__, default="none")
+        assert library.startswith(fastest), name
+        expected = [full.get(fastest), quick.get(fastest), full["dense"], quick["dense"]]
+        assert len(ratios) == len(expected), name
+        for cell, number in zip(ratios, expected):
+            assert cell == "" if number is None else abs(float(cell) - number) <= 0.051, (name, cell, number)
