@@ -156,7 +156,7 @@ def in_eval_mode(coder: SparseCoder, x_BXiDi: Tensor) -> SparseCoder:
         coder.train().encode(x_BXiDi)
     for part in coder.activation.modules():
         if isinstance(part, BatchTopK):
-            part.threshold.mul_(1 - 1e-6)
+            part.threshold.mul_(1 - 1e-6).clamp_(min=0.0)  # 0 where nothing fired, as calibration sets it
     return coder.eval()
 
 

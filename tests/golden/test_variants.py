@@ -55,4 +55,8 @@ def test_frequent_latents_pay_more() -> None:
     coder = put(sae(1, 2, ReLU()), {"encoder.b_enc_L": [0, 1], "decoder.W_dec_LXoDo": [1, 1]})
     trace = Trace.of(coder, Batch.autoencode(torch.zeros(2, 1, dtype=torch.float64)))
     assert trace.latents_BL.tolist() == [[0, 1], [0, 1]]
+    # 1 + 1/s is 3 and p_L enters squared: two values of s tell p_L and its square apart, [0, .9993] alone fits.
+    p, p_squared = (TanhFrequency(4.0, s)(trace).item() for s in (1e12, 1e-12))
+    assert p == exactly(0.999329299739067, abs=1e-9)
+    assert p_squared * 1e-12 == exactly(0.999329299739067**2, abs=1e-9)
     assert TanhFrequency(4.0, 0.5)(trace).item() == exactly(2.9966473983730153, abs=1e-12)

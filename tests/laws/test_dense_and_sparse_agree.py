@@ -139,6 +139,10 @@ def terms(coder: SparseCoder, activation: str) -> dict[str, tuple[Term, Formula]
             L1OfNorms("single_model"),
             per_token(lambda r: r.f_BL * combine(r.norms_LX, "l1_of_l2") / 2),
         )
+        found["tanh of one model"] = (
+            TanhSparsity(2.0, "single_model", slice(0, 5)),
+            per_token(lambda r: torch.tanh(2 * r.f_BL * combine(r.norms_LX, "l1_of_l2") / 2)[:, :5]),
+        )
     if activation in ("jumprelu", "jumprelu_gdm", "per_site_jumprelu"):
         found["pre_act"] = (
             PreActivation(coder.activation, "l2"),

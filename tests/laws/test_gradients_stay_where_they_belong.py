@@ -6,7 +6,7 @@ from strategies import ACTIVATIONS, MASK_LX, N_SHARED, SHAPES, L, random_batch, 
 
 from crosscode.losses import SummedSquaredError
 from crosscode.models import DenseDecoder, SparseCoder, Trace
-from crosscode.penalties import AuxK, L1OfNorms
+from crosscode.penalties import AuxK, L1OfNorms, TanhSparsity
 
 DEAD = [1, 4, 5, 9]
 LIVE = [latent for latent in range(L) if latent not in DEAD]
@@ -51,8 +51,18 @@ def test_aux_k_trains_dead_latents_only(shape: str, activation: str) -> None:
         assert not torch.equal(coder.decoder.dense()[DEAD], W_dec[DEAD])
 
 
+PENALTIES = {
+    "l1": L1OfNorms(),
+    "l2": L1OfNorms("l2"),
+    "tanh": TanhSparsity(),
+    "tanh of one model": TanhSparsity(norm="single_model", latents=slice(0, N_SHARED)),
+    "aux_k": AuxK(3, dead_after_tokens=50),
+}
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_a_tied_gradient_is_the_sum_of_the_untied_ones(activation: str) -> None:
+def test_a_tied_gradient_is_the_sum_of_the_untied_ones(activation: str, penalty: str) -> None:
     """The shared half of a diffing decoder against a dense decoder with equal halves."""
     tied = random_coder("shared", activation)
     untied = SparseCoder(tied.encoder, tied.activation, DenseDecoder(L, (2, 2), 3)).double()
@@ -62,8 +72,8 @@ def test_a_tied_gradient_is_the_sum_of_the_untied_ones(activation: str) -> None:
         untied.decoder.b_dec_XoDo.copy_(tied.decoder.b_dec_XoDo)
     batch = random_batch(tied)
     for coder in (tied, untied):
-        trace = Trace.of(coder, batch)
-        (SummedSquaredError()(trace) + 0.3 * L1OfNorms()(trace)).backward()
+        trace = Trace.of(coder, batch, SILENT_L)
+        (SummedSquaredError()(trace) + 0.3 * PENALTIES[penalty](trace)).backward()
     untied_LMPD = untied.decoder.W_dec_LXoDo.grad
     torch.testing.assert_close(tied.decoder.W_shared_LsPD.grad, untied_LMPD[:N_SHARED].sum(1))
     torch.testing.assert_close(tied.decoder.W_exclusive_LfMPD.grad, untied_LMPD[N_SHARED:])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from strategies import ACTIVATIONS, L, jumprelu_of
+from strategies import ACTIVATIONS, SHAPES, L, jumprelu_of, random_batch, random_coder
 
 from crosscode.activations import ReLU
 from crosscode.batch import Batch
@@ -50,6 +50,25 @@ def trainer(activation: str, num_steps: int = 24) -> Trainer:
     )
 
 
+def trainer_of_shape(shape: str, activation: str, num_steps: int) -> Trainer:
+    """Any kind of coder, of random weights, in float32."""
+    coder = random_coder(shape, activation).float()
+    return Trainer(
+        model=coder,
+        data=[random_batch(coder, 16, seed) for seed in range(N_BATCHES)],
+        init=[NormalizeActivations()],
+        loss=SummedSquaredError(),
+        penalties={
+            "tanh": Weighted(TanhSparsity(), LinearRamp(0.1, 18)),
+            "aux_k": Weighted(AuxK(2, dead_after_tokens=40), 1 / 32),
+        },
+        optimizer=torch.optim.Adam(coder.parameters()),
+        lr=WarmupStableDecay(1e-2, num_steps, num_steps // 5, num_steps // 3),
+        num_steps=num_steps,
+        gradients=[ClipNorm(1.0)],
+    )
+
+
 class StopAt:
     """A callback that ends a run as a crash would, after a checkpoint."""
 
@@ -80,6 +99,26 @@ def test_a_resumed_run_is_the_uninterrupted_run(activation: str, tmp_path) -> No
         assert torch.equal(ours[name], its[name]), name
     assert torch.equal(whole.state.tokens_since_fired_L, second.state.tokens_since_fired_L)
     assert whole.state.tokens == second.state.tokens
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("activation", ["relu", "jumprelu", "batch_topk", "per_site_mixed"])
+def test_coders_of_every_kind_resume(shape: str, activation: str, tmp_path) -> None:
+    """Skips, masks, tied, causal and ragged decoders: 9 steps, a checkpoint, 6 more are 15, bit for bit."""
+    whole = trainer_of_shape(shape, activation, 15)
+    start = {name: tensor.clone() for name, tensor in whole.model.state_dict().items()}
+    whole.train()
+    first = trainer_of_shape(shape, activation, 15)
+    first.callbacks = [StopAt(9, tmp_path)]
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    second = trainer_of_shape(shape, activation, 15)
+    load_checkpoint(second, newest_checkpoint(tmp_path))
+    second.train()
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, second.model.state_dict()[name]), name
+    for name, parameter in whole.model.named_parameters():
+        assert not torch.equal(parameter, start[name]), f"{name} is not trained"
 
 
 @pytest.mark.parametrize("activation", ["relu", "jumprelu", "per_site_jumprelu"])
