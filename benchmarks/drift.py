@@ -1,6 +1,6 @@
 """Whether long runs stay sound: every recipe for 20,000 steps on synthetic data, tiny, one thread.
 
-    python benchmarks/drift.py                        # all schemes, a quarter of an hour
+    python benchmarks/drift.py                        # all schemes, a quarter of an hour; writes benchmarks/drift.md
     python benchmarks/drift.py --steps 500 --schemes topk feb_l1
 
 At the end of each run everything must be finite, thresholds positive, the tied halves of shared latents equal,
@@ -33,8 +33,10 @@ from crosscode.training import StepReport
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 D, L, B, N_FEATURES = 16, 64, 64, 48
+STEPS = 20_000
 LAST = 50  # steps that training's L0 is averaged over
 L0_TOLERANCE = 0.05
+COLUMNS = ("FVU", "train L0", "eval L0", "least thr.", "never fired", "CPU s")
 STYLES = ("topk", "batch_topk", "groupmax")
 
 SHARED = {"n_latents": L, "n_shared": L // 4}
@@ -196,25 +198,41 @@ def drift(scheme: str, num_steps: int) -> dict[str, Any]:
     return row
 
 
+def cells(row: dict[str, Any]) -> list[str]:
+    """A row of the table."""
+    least = "-" if row["least_threshold"] is None else f"{row['least_threshold']:.4g}"
+    numbers = [f"{row['fvu']:.4f}", f"{row['train_l0']:.2f}", f"{row['eval_l0']:.2f}"]
+    return [*numbers, least, str(row["never"]), f"{row['seconds']:.1f}"]
+
+
+def page(rows: list[dict[str, Any]]) -> str:
+    """The whole table in Markdown."""
+    lines = [f"| {row['scheme']} | {' | '.join(cells(row))} | {'; '.join(row['faults']) or 'none'} |" for row in rows]
+    return (
+        f"# Long runs stay sound\n\n`python benchmarks/drift.py`: {STEPS:,} steps of each scheme on synthetic data, "
+        "tiny coders. A fault would be:\na number that is not finite, a threshold that is not positive, tied halves that "
+        "differ, a wrong `tokens_since_fired`, an\nL0 of a BatchTopK-style coder on held-out data more than 5 % off that "
+        "of its last steps.\n\n"
+        f"| scheme | {' | '.join(COLUMNS)} | faults |\n|{'---|' * (len(COLUMNS) + 2)}\n" + "\n".join(lines) + "\n"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=20_000, help="optimizer steps of each run")
+    parser.add_argument("--steps", type=int, default=STEPS, help="optimizer steps of each run")
     parser.add_argument("--schemes", nargs="+", choices=list(SCHEMES), default=list(SCHEMES))
     parser.add_argument("--json", type=Path, help="where the rows go")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    columns = ("FVU", "train L0", "eval L0", "least thr.", "never fired", "CPU s")
-    print(f"{'scheme':<20}" + "".join(f"{name:>12}" for name in columns), flush=True)
+    print(f"{'scheme':<20}" + "".join(f"{name:>12}" for name in COLUMNS), flush=True)
     rows = []
     for scheme in asked.schemes:
         row = drift(scheme, asked.steps)
         rows.append(row)
-        least = "-" if row["least_threshold"] is None else f"{row['least_threshold']:.4g}"
-        print(
-            f"{scheme:<20}{row['fvu']:>12.4f}{row['train_l0']:>12.2f}{row['eval_l0']:>12.2f}"
-            f"{least:>12}{row['never']:>12}{row['seconds']:>12.1f}  {'; '.join(row['faults'])}",
-            flush=True,
-        )
+        numbers = "".join(f"{cell:>12}" for cell in cells(row))
+        print(f"{scheme:<20}{numbers}  {'; '.join(row['faults'])}", flush=True)
+    if asked.steps == STEPS and asked.schemes == list(SCHEMES):
+        (Path(__file__).parent / "drift.md").write_text(page(rows))
     if asked.json is not None:
         asked.json.write_text(json.dumps(rows, indent=2) + "\n")
     if any(row["faults"] for row in rows):

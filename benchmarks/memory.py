@@ -1,6 +1,6 @@
 """How near the memory that a run is said to take comes to what it takes: every recipe at its default size.
 
-    python benchmarks/memory.py                      # all recipes, some minutes
+    python benchmarks/memory.py                      # all recipes, some minutes; writes benchmarks/memory.md
     python benchmarks/memory.py sae_topk --given "--n-latents 16384 --batch-size 2048"
 
 Each recipe runs in a process of its own, for a few steps and to its end. Measured is the growth of the peak of its
@@ -23,7 +23,9 @@ from crosscode.run import main as run_recipe_from
 from crosscode.run import memory_of
 from crosscode.training import Trainer
 
-RECIPES = Path(__file__).parents[1] / "recipes"
+HERE = Path(__file__).parent
+RECIPES = HERE.parent / "recipes"
+ALL = sorted(file.stem for file in RECIPES.glob("*.py"))
 ALLOWED = 0.15
 STEPS = 40
 IMPORTED = ("matplotlib.pyplot", "transformer_lens.model_bridge", "transformers", "wandb", "torch._dynamo")
@@ -62,9 +64,23 @@ def measure(recipe: str, given: list[str]) -> dict[str, Any]:
     return {"recipe": recipe, "estimated": estimate.peak, "measured": measured, "when": estimate.fullest}
 
 
+def page(rows: list[list[Any]]) -> str:
+    """A row for every recipe, in Markdown."""
+    lines = [
+        f"| `{recipe}` | {estimated / 2**20:.0f} | {measured / 2**20:.0f} | {ratio:.2f} | {when} |"
+        for recipe, (estimated, measured, ratio, when) in zip(ALL, rows)
+    ]
+    return (
+        "# Memory: the estimate of `--dry-run` beside the measured peak\n\n"
+        f"`python benchmarks/memory.py`: every recipe at its default sizes, {STEPS} steps and the evaluation after "
+        "them, MiB\nbeyond what the imported libraries take.\n\n"
+        "| recipe | estimated | measured | ratio | fullest |\n|---|---|---|---|---|\n" + "\n".join(lines) + "\n"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipes", nargs="*", default=sorted(file.stem for file in RECIPES.glob("*.py")))
+    parser.add_argument("recipes", nargs="*", default=ALL)
     parser.add_argument("--given", default="", help="options of the recipes, in one word")
     parser.add_argument("--here", action="store_true", help="one recipe in this process; prints JSON")
     asked = parser.parse_args()
@@ -72,7 +88,7 @@ def main() -> None:
         print(json.dumps(measure(asked.recipes[0], shlex.split(asked.given))))
         return
     print(f"{'recipe':<24}{'estimated MiB':>15}{'measured MiB':>15}{'ratio':>8}  fullest", flush=True)
-    far = False
+    far, rows = False, []
     for recipe in asked.recipes:
         command = [sys.executable, __file__, recipe, "--here", f"--given={asked.given}"]
         row = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
@@ -80,6 +96,9 @@ def main() -> None:
         far |= abs(ratio - 1) > ALLOWED
         sizes = "".join(f"{row[name] / 2**20:>15.0f}" for name in ("estimated", "measured"))
         print(f"{recipe:<24}{sizes}{ratio:>8.2f}  {row['when']}", flush=True)
+        rows.append([row["estimated"], row["measured"], ratio, row["when"]])
+    if asked.recipes == ALL and not asked.given:
+        (HERE / "memory.md").write_text(page(rows))
     sys.exit(int(far))
 
 

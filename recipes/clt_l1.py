@@ -30,22 +30,21 @@ def clt_l1(
     """Cross-layer transcoder with an L1 penalty (Sparse Crosscoders, 2024; Circuit Tracing, 2025).
 
     Args:
-        run: the model, one hookpoint read and those written (the first is the read layer's own), and output.
-        n_latents: how many latents.
+        run: the model, one hookpoint read, those written from that layer on, and output.
+        n_latents: how many latents (the literature: 8 to 32 x d_model).
         l1: weight of the penalty, in units of squared scaled activations (a CLT paper: 1 to 5).
         l1_ramp: part of the run over which the weight rises from 0 (crosscoder replications: 0.05).
-        skip: learn a linear map from the input to the same layer's output beside the latents.
+        skip: learn a linear map from the input to the same layer's output beside the latents (Gemma Scope 2).
         lr: Adam's learning rate (Circuit Tracing: falls as 1/sqrt(FLOPs); no value is given).
-        num_steps: optimizer steps.
+        num_steps: optimizer steps, each of batch_size x accumulate tokens.
     """
     share("l1_ramp", l1_ramp)
     data = run.dataloader()
-    own_layer = [(0, 0)]
     coder = SparseCoder(
         encoder=DenseEncoder(data.in_dims, data.d_in, n_latents, widths_Xi=data.widths_Xi),
         activation=ReLU(),
         decoder=DenseDecoder(n_latents, data.out_dims, data.d_out, widths_Xo=data.widths_Xo),
-        skip=LinearSkip(data.in_dims, data.d_in, data.out_dims, data.d_out, own_layer) if skip else None,
+        skip=LinearSkip(data.in_dims, data.d_in, data.out_dims, data.d_out, run.own_layers()) if skip else None,
     ).to(run.device)
     return Trainer(
         model=coder,

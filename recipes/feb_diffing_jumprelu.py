@@ -29,6 +29,7 @@ def feb_diffing_jumprelu(
     pre_act: float = 3e-6,
     bandwidth: float = 2.0,
     threshold: float = 1.105,
+    ste_to_input: bool = True,
     firing_rate: float = 0.3,
     lr: float = 3e-3,
     num_steps: int = 600,
@@ -37,7 +38,7 @@ def feb_diffing_jumprelu(
 
     Args:
         run: two or more models, data and output; reports compare the first two.
-        n_latents: how many latents.
+        n_latents: how many latents (the literature: 8 to 32 x d_model).
         n_shared: how many of them are shared (the update: "a small set").
         sparsity: weight of the tanh penalty on exclusive latents at the end of its ramp over the run (January: 10).
         shared_ratio: weight on shared latents relative to that on exclusive ones (the update: 0.1 to 0.2, which
@@ -46,12 +47,13 @@ def feb_diffing_jumprelu(
         pre_act: weight of the pre-activation loss (ports: 3e-6).
         bandwidth: width of the straight-through window, in units of pre-activations (ports: 2).
         threshold: initial threshold (ports: e^0.1 = 1.105, or 0.1).
+        ste_to_input: let the straight-through estimator reach all parameters, not thresholds alone (January: yes).
         firing_rate: share of tokens each latent fires on at the start (January: 10000 / n_latents, here above 1).
         lr: Adam's learning rate (ports: 2e-4).
-        num_steps: optimizer steps.
+        num_steps: optimizer steps, each of batch_size x accumulate tokens.
     """
     data = run.dataloader()
-    jumprelu = JumpReLU(n_latents, threshold=threshold, bandwidth=bandwidth)
+    jumprelu = JumpReLU(n_latents, threshold=threshold, bandwidth=bandwidth, ste_to_input=ste_to_input)
     coder = SparseCoder(
         encoder=DenseEncoder(data.in_dims, data.d_in, n_latents, widths_Xi=data.widths_Xi),
         activation=jumprelu,

@@ -33,7 +33,7 @@ def feb_diffing_l1(
 
     Args:
         run: two or more models, data and output; reports compare the first two.
-        n_latents: how many latents.
+        n_latents: how many latents (the literature: 8 to 32 x d_model).
         n_shared: how many of them are shared (the update: "a small set").
         l1: weight of the penalty on exclusive latents (crosscoder replications: 2).
         shared_ratio: weight on shared latents relative to that on exclusive ones (the update: 0.1 to 0.2, at which
@@ -41,7 +41,7 @@ def feb_diffing_l1(
         l1_ramp: part of the run over which both weights rise from 0 (replications: 0.05).
         decoder_norm: norm of each latent's decoder at each site at the start (replications: 0.08).
         lr: Adam's learning rate (replications at L = 16384: 5e-5).
-        num_steps: optimizer steps.
+        num_steps: optimizer steps, each of batch_size x accumulate tokens.
     """
     share("l1_ramp", l1_ramp)
     data = run.dataloader()

@@ -30,6 +30,7 @@ def feb_diffing_topk(
     k_exclusive: int = 8,
     price: float = 0.15,
     aux_k: float = 1 / 32,
+    aux_latents: int | None = None,
     dead_after: float = 0.1,
     decoder_norm: float = 1.0,
     lr: float = 3e-3,
@@ -41,16 +42,17 @@ def feb_diffing_topk(
         run: two or more models, data and output; reports compare the first two.
         style: k latents per token, k on average over a batch, or the largest of each of k groups.
         pricing: how shared latents are favoured: a budget of their own, a reduced price, or not at all.
-        n_latents: how many latents.
-        n_shared: how many of them are shared.
+        n_latents: how many latents (the literature: 8 to 32 x d_model).
+        n_shared: how many of them are shared (the update: "a small set").
         k_shared: shared latents per token (the budgets are this library's own: the update has a penalty instead).
-        k_exclusive: exclusive latents per token.
+        k_exclusive: exclusive latents per token (as k_shared).
         price: with `--pricing price`, what a shared latent's score is divided by (the update's ratio: 0.1 to 0.2).
         aux_k: weight of the auxiliary loss on dead latents (Gao et al. 2024: 1/32).
-        dead_after: silence, as a part of the run's tokens, that makes a latent dead; at most 10M tokens.
+        aux_latents: how many dead latents reconstruct a token's error; half the width if not given (Gao et al. 2024).
+        dead_after: silence, as a part of the run's tokens, that makes a latent dead; at most 10M tokens (Gao et al.).
         decoder_norm: norm of each latent's decoder at each site at the start (Minder et al. 2025: 1.0).
         lr: Adam's learning rate (the literature: 2e-4 / sqrt(n_latents / 16384), for longer runs).
-        num_steps: optimizer steps.
+        num_steps: optimizer steps, each of batch_size x accumulate tokens.
     """
     data = run.dataloader()
     topk = STYLES[style]
@@ -63,12 +65,14 @@ def feb_diffing_topk(
         activation=activation,
         decoder=SharedDecoder(n_latents, n_shared, data.out_dims, data.d_out, widths_Xo=data.widths_Xo),
     ).to(run.device)
+    dead = run.dead_after_tokens(num_steps, dead_after)
+    aux = AuxK(data.d_out // 2 if aux_latents is None else aux_latents, dead)
     return Trainer(
         model=coder,
         data=data,
         init=[NormalizeActivations(run.init_tokens), AnthropicTranspose(norm=decoder_norm, seed=run.seed)],
         loss=SummedSquaredError(),
-        penalties={"aux_k": Weighted(AuxK(data.d_out // 2, run.dead_after_tokens(num_steps, dead_after)), aux_k)},
+        penalties={"aux_k": Weighted(aux, aux_k)},
         optimizer=run.adam(coder),
         lr=run.lr_schedule(lr, num_steps),
         gradients=[ClipNorm(run.clip_norm)],

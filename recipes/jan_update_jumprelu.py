@@ -35,7 +35,7 @@ def jan_update_jumprelu(
 
     Args:
         run: models, data and output.
-        n_latents: how many latents.
+        n_latents: how many latents (the literature: 8 to 32 x d_model).
         sparsity: weight of the tanh penalty at the end of its ramp over the whole run (the update: about 10).
         c: steepness of the tanh (ports of the update: 4).
         pre_act: weight of the pre-activation loss (ports: 3e-6).
@@ -44,7 +44,7 @@ def jan_update_jumprelu(
         ste_to_input: let the straight-through estimator reach all parameters, not thresholds alone (the update: yes).
         firing_rate: share of tokens each latent fires on at the start (the update: 10000 / n_latents, here above 1).
         lr: Adam's learning rate (ports: 2e-4).
-        num_steps: optimizer steps.
+        num_steps: optimizer steps, each of batch_size x accumulate tokens.
     """
     data = run.dataloader()
     jumprelu = JumpReLU(n_latents, threshold=threshold, bandwidth=bandwidth, ste_to_input=ste_to_input)

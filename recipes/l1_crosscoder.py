@@ -34,12 +34,12 @@ def l1_crosscoder(
 
     Args:
         run: models, data and output.
-        n_latents: how many latents.
+        n_latents: how many latents (the literature: 8 to 32 x d_model).
         l1: weight of the penalty, in units of squared scaled activations (the paper: 1; replications: 2).
         l1_ramp: part of the run over which the weight rises from 0 (replications: 0.05).
         decoder_norm: norm of each latent's decoder at each site at the start (replications: 0.08).
         lr: Adam's learning rate (replications at L = 16384: 5e-5).
-        num_steps: optimizer steps.
+        num_steps: optimizer steps, each of batch_size x accumulate tokens.
     """
     share("l1_ramp", l1_ramp)
     data = run.dataloader()

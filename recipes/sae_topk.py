@@ -20,6 +20,7 @@ def sae_topk(
     n_latents: int = 1024,
     k: int = 16,
     aux_k: float = 1 / 32,
+    aux_latents: int | None = None,
     dead_after: float = 0.1,
     lr: float = 3e-3,
     num_steps: int = 600,
@@ -28,16 +29,18 @@ def sae_topk(
 
     Args:
         run: one model, one hookpoint, data and output.
-        n_latents: how many latents.
+        n_latents: how many latents (the literature: 8 to 32 x d_model).
         k: latents per token (Gao et al.: 32).
         aux_k: weight of the auxiliary loss on dead latents (Gao et al.: 1/32).
+        aux_latents: how many dead latents reconstruct a token's error; half the width if not given (Gao et al.).
         dead_after: silence, as a part of the run's tokens, that makes a latent dead; at most 10M tokens (Gao et al.).
         lr: Adam's learning rate (the literature: 2e-4 / sqrt(n_latents / 16384), for longer runs).
-        num_steps: optimizer steps.
+        num_steps: optimizer steps, each of batch_size x accumulate tokens.
     """
     data = run.dataloader()
     coder = sae(data.d_in, n_latents, TopK(k, weighted=False)).to(run.device)
-    aux = AuxK(data.d_out // 2, run.dead_after_tokens(num_steps, dead_after), norm="none")
+    dead = run.dead_after_tokens(num_steps, dead_after)
+    aux = AuxK(data.d_out // 2 if aux_latents is None else aux_latents, dead, norm="none")
     return Trainer(
         model=coder,
         data=data,

@@ -22,6 +22,7 @@ def skip_transcoder(
     k: int = 8,
     skip: bool = True,
     aux_k: float = 1 / 32,
+    aux_latents: int | None = None,
     dead_after: float = 0.1,
     lr: float = 3e-3,
     num_steps: int = 600,
@@ -30,17 +31,19 @@ def skip_transcoder(
 
     Args:
         run: the model, one hookpoint read and one written, and output.
-        n_latents: how many latents.
+        n_latents: how many latents (the literature: 8 to 32 x d_model).
         k: latents per token (the paper: 32).
         skip: learn the linear skip; without it a plain transcoder.
         aux_k: weight of the auxiliary loss on dead latents (Gao et al. 2024: 1/32).
-        dead_after: silence, as a part of the run's tokens, that makes a latent dead; at most 10M tokens.
+        aux_latents: how many dead latents reconstruct a token's error; half the width if not given (Gao et al. 2024).
+        dead_after: silence, as a part of the run's tokens, that makes a latent dead; at most 10M tokens (Gao et al.).
         lr: Adam's learning rate (the literature: 2e-4 / sqrt(n_latents / 16384), for longer runs).
-        num_steps: optimizer steps.
+        num_steps: optimizer steps, each of batch_size x accumulate tokens.
     """
     data = run.dataloader()
     coder = transcoder(data.d_in, n_latents, TopK(k, weighted=False), d_out=data.d_out, skip=skip).to(run.device)
-    aux = AuxK(data.d_out // 2, run.dead_after_tokens(num_steps, dead_after), norm="none")
+    dead = run.dead_after_tokens(num_steps, dead_after)
+    aux = AuxK(data.d_out // 2 if aux_latents is None else aux_latents, dead, norm="none")
     return Trainer(
         model=coder,
         data=data,

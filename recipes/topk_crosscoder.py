@@ -27,6 +27,7 @@ def topk_crosscoder(
     n_latents: int = 1024,
     k: int = 24,
     aux_k: float = 1 / 32,
+    aux_latents: int | None = None,
     dead_after: float = 0.1,
     decoder_norm: float = 1.0,
     lr: float = 3e-3,
@@ -40,10 +41,11 @@ def topk_crosscoder(
         n_latents: how many latents (Minder et al.: 32 x d_model).
         k: latents per token (Minder et al.: 100 of 73,728).
         aux_k: weight of the auxiliary loss on dead latents (Gao et al.: 1/32).
+        aux_latents: how many dead latents reconstruct a token's error; half the width if not given (Gao et al.).
         dead_after: silence, as a part of the run's tokens, that makes a latent dead; at most 10M tokens (Gao et al.).
         decoder_norm: norm of each latent's decoder at each site at the start (Minder et al.: 1.0).
         lr: Adam's learning rate (2e-4 / sqrt(n_latents / 16384) in the literature, for longer runs).
-        num_steps: optimizer steps.
+        num_steps: optimizer steps, each of batch_size x accumulate tokens.
     """
     data = run.dataloader()
     coder = SparseCoder(
@@ -51,12 +53,14 @@ def topk_crosscoder(
         activation=STYLES[style](k),
         decoder=DenseDecoder(n_latents, data.out_dims, data.d_out, widths_Xo=data.widths_Xo),
     ).to(run.device)
+    dead = run.dead_after_tokens(num_steps, dead_after)
+    aux = AuxK(data.d_out // 2 if aux_latents is None else aux_latents, dead)
     return Trainer(
         model=coder,
         data=data,
         init=[NormalizeActivations(run.init_tokens), SameAcrossSites(norm=decoder_norm, seed=run.seed)],
         loss=SummedSquaredError(),
-        penalties={"aux_k": Weighted(AuxK(data.d_out // 2, run.dead_after_tokens(num_steps, dead_after)), aux_k)},
+        penalties={"aux_k": Weighted(aux, aux_k)},
         optimizer=run.adam(coder),
         lr=run.lr_schedule(lr, num_steps),
         gradients=[ClipNorm(run.clip_norm)],

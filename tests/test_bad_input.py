@@ -5,6 +5,7 @@ import functools
 import inspect
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,8 @@ import crosscode.run_options
 from crosscode.data.transformer_lens_model import TransformerLensModel
 from crosscode.run import RunOptions, main
 from crosscode.training import Trainer
+
+ALL_RECIPES = sorted(file.stem for file in RECIPES.glob("*.py"))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -89,6 +92,7 @@ def refusal(
 
     def run(recipe: str, **given: Any) -> str:
         monkeypatch.setattr(TransformerLensModel, "harvest", forbidden)
+        monkeypatch.setattr(TransformerLensModel, "hf_model", property(forbidden))
         monkeypatch.setattr(Trainer, "step", forbidden)
         capsys.readouterr()
         defaults = {"models": [folder / "base"], "dataset": folder / "text.txt", "output": tmp_path / "run"}
@@ -186,8 +190,16 @@ MLP_OUT = [f"blocks.{i}.hook_mlp_out" for i in range(4)]
         ("clt_l1", {"reads": MLP_IN[2:3], "writes": MLP_OUT}, ["blocks.0.hook_mlp_out", "lies before"]),
         ("compound_clt", {"reads": MLP_IN[::-1], "writes": MLP_OUT[::-1]}, ["reads", "order of the layers"]),
         ("compound_clt", {"reads": MLP_IN[1:], "writes": MLP_OUT[:3]}, ["blocks.0.hook_mlp_out", "lies before"]),
+        ("compound_clt", {"reads": MLP_IN[:3], "writes": MLP_OUT[1:]}, ["'blocks.1.hook_mlp_out'", "another layer"]),
+        ("clt_l1", {"reads": MLP_IN[:1], "writes": MLP_OUT[2:], "skip": True}, ["skip", "'blocks.0.mlp.hook_in'"]),
+        ("clt_topk", {"reads": MLP_IN[:1], "writes": MLP_OUT[2:], "skip": True}, ["skip", "'blocks.0.mlp.hook_in'"]),
+        ("topk_crosscoder", {"aux_latents": 0}, ["AuxK.k=0", "at least 1"]),
+        ("sae_topk", {"aux_latents": -1}, ["AuxK.k=-1", "at least 1"]),
+        ("l1_crosscoder", {"epochs": 0}, ["epochs=0", "at least 1"]),
+        ("l1_crosscoder", {"drop_first": -1}, ["drop_first=-1", "at least 0"]),
+        ("l1_crosscoder", {"max_norm_multiple": 1.0}, ["max_norm_multiple=1.0", "greater than 1"]),
         ("clt_topk", {"writes": [MLP_OUT[1], MLP_OUT[1]]}, ["writes", "'blocks.1.hook_mlp_out' twice"]),
-        ("compound_clt", {"reads": MLP_IN[:1] * 2, "writes": MLP_OUT[:2]}, ["reads", "'blocks.0.mlp.hook_in' twice"]),
+        ("compound_clt", {"reads": MLP_IN[:1] * 2, "writes": MLP_OUT[:1] * 2}, ["reads", "mlp.hook_in' twice"]),
         ("l1_crosscoder", {"hookpoints": ["blocks.1.hook_resid_post"] * 2}, ["hookpoints", "twice"]),
         ("l1_crosscoder", {"hookpoints": []}, ["hookpoints is empty"]),
         ("l1_crosscoder", {"hookpoints": ["blocks.9.hook_resid_post"]}, ["blocks.9", "Did you mean"]),
@@ -311,15 +323,22 @@ def test_options_of_other_types_are_refused_in_one_line_too(
     assert not set(line) & set("│╭─")
 
 
-def test_help_is_shown_in_full(capsys: pytest.CaptureFixture[str]) -> None:
-    """`--help` explains every option on stdout and is no error."""
+@pytest.mark.parametrize("recipe", ALL_RECIPES)
+def test_help_is_shown_in_full(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--help` explains every option of the scheme and of `RunOptions` on stdout and is no error."""
     with pytest.raises(SystemExit) as stopped:
-        main(factory("topk_crosscoder"), ["--help"])
+        main(factory(recipe), ["--help"])
     assert not stopped.value.code
     shown = capsys.readouterr()
     assert shown.err == ""
-    for option in ("--style {topk,batch_topk,groupmax}", "--n-latents INT", "--init-tokens INT", "--models"):
-        assert option in shown.out
+    words = " ".join(re.sub("[│╭╮╰╯─]", " ", shown.out).split())
+    of_scheme = inspect.signature(factory(recipe)).parameters.keys() - {"run"}
+    for name in of_scheme | {field.name for field in attrs.fields(RunOptions)}:
+        option = re.escape(name.replace("_", "-"))
+        explained = re.search(rf"--{option}(?:,| |$).*?\((?:default|repeatable)", words)
+        assert explained, f"{name} is not in the help"
+        # Between the option's value and its default there is a sentence.
+        assert len(re.findall(r"[a-z]{2,}", explained[0])) >= 5, f"{name} is not explained: {explained[0]}"
 
 
 def test_more_shared_latents_than_latents(folder: Path, tmp_path: Path, refusal) -> None:
@@ -483,7 +502,7 @@ def numbers_that_cannot_be() -> Iterator[tuple[str, str, str]]:
                     yield file.stem, name, value
     for field in attrs.fields(RunOptions):
         if field.type is int and field.name != "seed":
-            for value in ("-1",) if field.name == "splice_tokens" else ("0", "-1"):  # of no tokens: not at all
+            for value in ("-1",) if field.name in ("splice_tokens", "drop_first") else ("0", "-1"):  # 0: none
                 yield "sae_topk", field.name, value
 
 

@@ -41,6 +41,16 @@ def test_every_file_it_names_exists(path: str) -> None:
     assert (ROOT / path).is_file()
 
 
+def test_its_test_command_is_the_one_that_is_run() -> None:
+    """What `.ci/run` installs and calls is the README's second command, with what lint and types need besides."""
+    (command,) = re.findall(r"Pass the tests:\n\n```bash\n(.*?)```", README, re.DOTALL)
+    ours = [part.strip() for part in command.replace("\\\n", " ").split("&&")]
+    run = (ROOT / ".ci" / "run").read_text().replace("pip install -q", "pip install")
+    assert ours[-1] == 'pytest -n 2 -m "not slow"'
+    for part in ours[2:]:
+        assert re.search(rf"^{re.escape(part)}( --group \w+)*$", run, re.MULTILINE), part
+
+
 def test_its_table_names_every_recipe() -> None:
     """No recipe is missing from the README's table."""
     recipes = {file.stem for file in (ROOT / "recipes").glob("*.py")}

@@ -54,8 +54,12 @@ class RunOptions:
         writes: hookpoints a transcoder writes.
         dataset: `embedded`, a hub data set (streamed), or local .parquet, .jsonl or .txt files or folders.
         text_column: column of the text in the data set.
+        epochs: after how often the text was read training ends, if it has not; none reads it as often as needed.
         sequence_length: tokens of a sequence.
-        batch_size: tokens of a (micro-)batch.
+        drop_first: the first positions of a sequence, which no activation is taken from (position 0 is an attention
+            sink whose norm is often 100 times the median).
+        max_norm_multiple: leave tokens out whose norm is more than this many times the median; none keeps all.
+        batch_size: tokens of a (micro-)batch (Minder et al. 2025: 2048; Gemma Scope: 4096).
         accumulate: micro-batches per optimizer step.
         lr_warmup: part of the run over which the learning rate rises from 0 (crosscoder ports: 0; GDM: 1000 steps).
         lr_decay: part of the run, at its end, over which the learning rate falls to 0 (crosscoder ports: 0.2).
@@ -98,7 +102,10 @@ class RunOptions:
     writes: tuple[str, ...] = ()
     dataset: str = "embedded"
     text_column: str = "text"
+    epochs: int | None = None
     sequence_length: int = 256
+    drop_first: int = 1
+    max_norm_multiple: float | None = None
     batch_size: int = 1024
     accumulate: int = 1
     lr_warmup: float = 0.0
@@ -141,13 +148,15 @@ class RunOptions:
         for name in COUNTS:
             count(name, getattr(self, name))
         count("sequence_length", self.sequence_length, least=2)
-        if self.checkpoint_keep_every is not None:
-            count("checkpoint_keep_every", self.checkpoint_keep_every)
+        for name in ("checkpoint_keep_every", "epochs"):
+            if getattr(self, name) is not None:
+                count(name, getattr(self, name))
         if self.ahead is not None:
             at_least("ahead", self.ahead, 0)
         at_least("seed", self.seed, 0)
         at_most("seed", self.seed, 2**63 - 1, "the largest seed")
         at_least("splice_tokens", self.splice_tokens, 0)
+        at_least("drop_first", self.drop_first, 0)
         share("lr_warmup", self.lr_warmup)
         share("lr_decay", self.lr_decay)
         positive("clip_norm", self.clip_norm)
@@ -189,7 +198,13 @@ class RunOptions:
             seed=self.seed,
         )
         hookpoints = tuple(dict.fromkeys((*self.reads, *self.writes))) if self.reads else self.hookpoints
-        harvester = Harvester(tuple(models), hookpoints, cache=self._activation_cache())
+        harvester = Harvester(
+            tuple(models),
+            hookpoints,
+            drop_first=self.drop_first,
+            max_norm_multiple=self.max_norm_multiple,
+            cache=self._activation_cache(),
+        )
         try:
             with torch.device("cpu"):  # text is really read, also where the coder is made without values (`memory_of`)
                 loader = Dataloader(
@@ -201,7 +216,7 @@ class RunOptions:
                     reads=_names(self.reads, one_site),
                     writes=_names(self.writes, one_site),
                     squeeze=len(models) == 1 and len(hookpoints) == 1,
-                    epochs=None if split == "train" else 1,
+                    epochs=self.epochs if split == "train" else 1,
                     ahead=self.ahead,
                 )
         except BadInput as error:  # too little text: of which split?
@@ -243,6 +258,23 @@ class RunOptions:
         for read, written in zip(self.reads, self.writes):
             if (_layer(written) or 0) < (_layer(read) or 0):
                 raise BadInput(f"writes={written!r} lies before reads={read!r}: a layer can only write from there on.")
+            if len(default.reads) > 1 and _layer(written) != _layer(read):
+                raise BadInput(f"writes={written!r} is of another layer than reads={read!r}, beside which it stands.")
+
+    def own_layers(self) -> list[tuple[int, int]]:
+        """Places of sites read and written in one layer of one model: what a linear skip joins (Gemma Scope 2).
+
+        Raises:
+            BadInput: a layer that is read is not written.
+        """
+        pairs = []
+        for i, read in enumerate(self.reads):
+            own = [j for j, written in enumerate(self.writes) if _layer(written) == _layer(read)]
+            if not own:
+                raise BadInput(f"skip=True: writes={self.writes} has no hookpoint of the layer of reads={read!r}.")
+            models = range(len(self.models))
+            pairs += [(m * len(self.reads) + i, m * len(self.writes) + j) for m in models for j in own]
+        return pairs
 
     def beside_null(self, recipe: str) -> "RunOptions":
         """This run with the null in the second model's place, in a folder within its own; loads no model twice."""

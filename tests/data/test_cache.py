@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from crosscode.cli import main
 from crosscode.data import ActivationCache, Dataloader, Harvester, TokenSequences, load_language_model, shards
 from crosscode.data.cache import list_cache, prune_cache, verify_cache
 from crosscode.data.shards import key_of
+from crosscode.data.transformer_lens_model import TransformerLensModel
 from crosscode.errors import BadInput
 
 TOKENS_HS = torch.tensor([[0, 5, 6], [0, 7, 8]])
@@ -83,6 +85,21 @@ def test_whatever_activations_depend_on_changes_the_key(fake_model, tmp_path):
 
     assert len(set(keys)) == len(keys)
     assert cache.key(model, ["a", "bc"], TOKENS_HS.int()) == keys[0]
+
+
+def test_a_hub_model_is_known_by_its_commit():
+    """Two commits behind one branch never share an entry; without a commit the revision tells them apart."""
+
+    def identity(commit, revision):
+        model = TransformerLensModel(
+            name="it", source="somebody/model", revision=revision, device=torch.device("cpu"), dtype=torch.float32
+        )
+        model.__dict__["config"] = SimpleNamespace(_commit_hash=commit)
+        return model.identity
+
+    assert identity("a1", "main") != identity("b2", "main")
+    assert identity("a1", "main") == identity("a1", None)
+    assert identity(None, "main") == identity(None, None) != identity(None, "v2")
 
 
 def test_names_never_become_paths(fake_model, tmp_path):

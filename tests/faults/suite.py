@@ -422,7 +422,6 @@ def broken_wandb(where: str) -> Meddle:
 
         from crosscode.callbacks import WeightsAndBiases
 
-
         class Run:
             id = "broken"
 

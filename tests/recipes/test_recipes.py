@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import factory, options
+from small_runs import RECIPES, factory, options
 
 import crosscode
 from crosscode.data import embedded
@@ -153,6 +153,42 @@ def test_the_optimizer_is_as_asked(run_small, tmp_path: Path) -> None:
     configuration = json.loads((tmp_path / "run" / "configuration.json").read_text())
     assert configuration["optimizer"]["betas"] == [0.5, 0.75]
     assert configuration["gradients"] == [{"type": "ClipNorm", "max_norm": 0.125}]
+
+
+@pytest.mark.parametrize("name", ["clt_l1_True", "clt_topk_True"])
+def test_a_skip_joins_the_layer_that_is_read_to_its_own_output(name: str, run_small, tmp_path: Path) -> None:
+    """Wherever that output stands among those written; no other site gets anything of it."""
+    recipe, given = TRANSCODERS[name]
+    writes = ["blocks.1.hook_resid_mid", "blocks.2.hook_mlp_out", "blocks.3.hook_mlp_out"]
+    with pytest.raises(SystemExit):  # before the layer that is read
+        run_small(recipe, **given, reads=["blocks.2.mlp.hook_in"], writes=writes)
+    writes = ["blocks.2.hook_mlp_out", "blocks.3.hook_mlp_out"]
+    run_small(recipe, **given, reads=["blocks.2.mlp.hook_in"], writes=writes)
+    skip = crosscode.load(tmp_path / "run" / "coder").skip
+    x_BD = torch.randn(5, 16)
+    skipped_BPD = skip(x_BD)
+    assert skipped_BPD.shape == (5, 2, 16)
+    assert skipped_BPD[:, 0].abs().max() > 0
+    assert skipped_BPD[:, 1].abs().max() == 0
+
+
+def test_which_tokens_and_how_often_are_options(run_small, tmp_path: Path) -> None:
+    """Training ends with the data when it is read once; first positions and tokens of large norm are left out."""
+    all_of_it = {**ONE_HOOKPOINT, "num_steps": 1000, "epochs": 1, "checkpoint_every": 1000, "batch_size": 64}
+    steps = {
+        name: run_small("l1_crosscoder", **all_of_it, output=tmp_path / name, **given)["step"]
+        for name, given in {"once": {}, "fewer": {"drop_first": 8}, "mild": {"max_norm_multiple": 1.05}}.items()
+    }
+    assert 20 < steps["once"] < 200
+    assert steps["fewer"] / steps["once"] == pytest.approx(24 / 31, abs=0.03)
+    assert steps["mild"] < 0.9 * steps["once"]
+
+
+@pytest.mark.parametrize("recipe", sorted(file.stem for file in RECIPES.glob("*.py")))
+def test_defaults_are_of_the_embedded_models(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every recipe as it stands finds its models, hookpoints and text in what is shipped."""
+    assert main(factory(recipe), ["--dry-run"]) == {}
+    assert "peak" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["l1", "jan", "batch_topk"])

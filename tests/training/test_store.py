@@ -32,9 +32,7 @@ from crosscode.training import (
     train_together,
 )
 
-BATCHES = [
-    Batch.autoencode(torch.randn(16, 4, generator=torch.Generator().manual_seed(seed))) for seed in range(3)
-]
+BATCHES = [Batch.autoencode(torch.randn(16, 4, generator=torch.Generator().manual_seed(seed))) for seed in range(3)]
 
 
 def a_trainer(*callbacks: Any, **given: Any) -> Trainer:

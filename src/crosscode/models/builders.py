@@ -36,7 +36,7 @@ def transcoder(
     widths_Xi: Sequence[int] | None = None,
     widths_Xo: Sequence[int] | None = None,
 ) -> SparseCoder:
-    """A transcoder: reads one site (an MLP's input), writes another (the MLP's output).
+    """A transcoder: reads one site (an MLP's input), writes another (its output); no crosscoding dimensions, `()`.
 
     Args:
         d_in: width read (`Di`).
@@ -65,9 +65,10 @@ def acausal_crosscoder(
     activation: Activation,
     widths_X: Sequence[int] | None = None,
 ) -> SparseCoder:
-    """An acausal crosscoder over `(n_models, n_hookpoints)`: every latent reads and writes every site.
+    """A model-hookpoint acausal crosscoder: every latent reads and writes every site.
 
-    With `n_models=2, n_hookpoints=1` a model-diffing crosscoder; with `n_models=1` a cross-layer crosscoder.
+    Crosscoding dimensions `(n_models, n_hookpoints)` in and out. With `n_models=2, n_hookpoints=1` a model-diffing
+    crosscoder, with `n_models=1` a cross-layer acausal crosscoder, with several of both a cross-model, cross-layer one.
 
     Args:
         n_models: how many models (`M`).
@@ -98,7 +99,7 @@ def cross_layer_transcoder(
     widths_Xi: Sequence[int] | None = None,
     widths_Xo: Sequence[int] | None = None,
 ) -> SparseCoder:
-    """A cross-layer transcoder: one source site, `n_targets` target sites.
+    """A cross-layer transcoder: one source site, crosscoding dimensions `()`, and several targets, `(n_targets,)`.
 
     Args:
         d_model: width of source and targets (`D`), the widest if they differ.
@@ -133,6 +134,8 @@ def compound_cross_layer_transcoder(
     widths_Xo: Sequence[int] | None = None,
 ) -> SparseCoder:
     """The compound CLT of Circuit Tracing (2025): each layer's latents read there and write there and above.
+
+    Cross-layer transcoders side by side, one for each layer: crosscoding dimensions `(n_sites,)` in and out.
 
     Args:
         d_model: width of the inputs (`D`), the widest if they differ.
