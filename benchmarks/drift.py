@@ -210,9 +210,9 @@ def page(rows: list[dict[str, Any]]) -> str:
     lines = [f"| {row['scheme']} | {' | '.join(cells(row))} | {'; '.join(row['faults']) or 'none'} |" for row in rows]
     return (
         f"# Long runs stay sound\n\n`python benchmarks/drift.py`: {STEPS:,} steps of each scheme on synthetic data, "
-        "tiny coders. A fault would be:\na number that is not finite, a threshold that is not positive, tied halves that "
-        "differ, a wrong `tokens_since_fired`, an\nL0 of a BatchTopK-style coder on held-out data more than 5 % off that "
-        "of its last steps.\n\n"
+        "tiny coders. A fault would be:\na number that is not finite, a threshold that is not positive, tied halves "
+        "that differ, a wrong `tokens_since_fired`, an\nL0 of a BatchTopK-style coder on held-out data more than 5 % "
+        "off that of its last steps.\n\n"
         f"| scheme | {' | '.join(COLUMNS)} | faults |\n|{'---|' * (len(COLUMNS) + 2)}\n" + "\n".join(lines) + "\n"
     )
 

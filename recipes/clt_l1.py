@@ -19,7 +19,7 @@ from crosscode.training import ClipNorm
 
 
 def clt_l1(
-    run: RunOptions = RunOptions(reads=MLP_INPUTS[1:2], writes=MLP_OUTPUTS[1:]),
+    run: RunOptions = RunOptions(reads=MLP_INPUTS[1:2], writes=MLP_OUTPUTS[1:], lr_warmup=0.05),
     n_latents: int = 1024,
     l1: float = 0.3,
     l1_ramp: float = 0.05,

@@ -28,8 +28,10 @@ def compound_clt(
     threshold: float = 0.03,
     bandwidth: float = 1.0,
     ste_to_input: bool = True,
-    k: int = 12,
+    k: int = 24,
     aux_k: float = 1 / 32,
+    aux_latents: int | None = None,
+    dead_after: float = 0.1,
     skip: bool = False,
     lr: float = 3e-3,
     num_steps: int = 600,
@@ -39,7 +41,7 @@ def compound_clt(
     Args:
         run: the model, the MLP inputs read and the MLP outputs written, layer by layer, and output.
         activation: JumpReLU with tanh sparsity as in the paper, or BatchTopK with AuxK; each layer has its own.
-        n_latents: latents of each layer.
+        n_latents: latents of each layer (the literature: 8 to 32 x d_model).
         sparsity: JumpReLU: weight of the tanh penalty at the end of its ramp over the whole run (ports: 1 to 5).
         c: JumpReLU: steepness of the tanh (the paper's hyper-parameter; ports: 4).
         pre_act: JumpReLU: weight of the pre-activation loss (ports: 3e-6 to 3e-5).
@@ -48,9 +50,11 @@ def compound_clt(
         ste_to_input: JumpReLU: let the estimator reach all parameters (January 2025: yes; ports of CLTs: no).
         k: BatchTopK: latents per token of each layer, on average (the paper: low hundreds over all layers).
         aux_k: BatchTopK: weight of the auxiliary loss on dead latents (Gao et al. 2024: 1/32).
-        skip: learn a linear map from each layer's input to the same layer's output.
+        aux_latents: BatchTopK: how many dead latents reconstruct a token's error, half the width if not given (Gao).
+        dead_after: BatchTopK: silence, as a part of the run's tokens, that makes a latent dead; at most 10M tokens.
+        skip: learn a linear map from each layer's input to the same layer's output (Gemma Scope 2).
         lr: Adam's learning rate (the paper: falls as 1/sqrt(FLOPs); no value is given).
-        num_steps: optimizer steps.
+        num_steps: optimizer steps, each of batch_size x accumulate tokens.
     """
     data = run.dataloader(one_site=False)
     (n_layers,) = data.in_dims
@@ -60,7 +64,9 @@ def compound_clt(
         penalties["pre_act"] = Weighted(PreActivation(layers, norm="l2"), pre_act)
     else:
         layers = PerSite([BatchTopK(k, norm="l2") for _ in range(n_layers)])
-        penalties = {"aux_k": Weighted(AuxK(data.d_out // 2, run.dead_after_tokens(num_steps), norm="l2"), aux_k)}
+        dead = run.dead_after_tokens(num_steps, dead_after)
+        aux = AuxK(data.d_out // 2 if aux_latents is None else aux_latents, dead, norm="l2")
+        penalties = {"aux_k": Weighted(aux, aux_k)}
     coder = compound_cross_layer_transcoder(
         data.d_in, n_layers, n_latents, layers, skip, data.d_out, widths_Xi=data.widths_Xi, widths_Xo=data.widths_Xo
     ).to(run.device)
