@@ -2,7 +2,7 @@
 
     python scripts/make_embedded_models.py
 
-Ten to twenty minutes on two cores. The text is read from the installed packages, so a rebuild elsewhere gives models
+Eight minutes on two cores. The text is read from the installed packages, so a rebuild elsewhere gives models
 that behave alike, not the same bits. Check the result with `python scripts/check_embedded_models.py`.
 """
 
