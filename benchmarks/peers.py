@@ -9,8 +9,8 @@ each round, and the table gives their median, least and greatest. FVU and L0 are
 on, after the same number of steps with Adam at the same rate; every library starts from its own initial weights, the
 dense reference from ours. No installed library has crosscoders, cross-layer transcoders or the January losses: sparsify
 and dictionary_learning take a crosscoder's sites flattened into one, as a plain SAE. The dense reference has every
-scheme: autograd through dense products, `torch.topk`, `scatter` and fused Adam; `dense_loop`, for TopK, is the same
-with the loop over parameters that is torch's default on CPU and that the libraries use.
+scheme: autograd through dense products, `torch.topk`, `scatter` and fused Adam; `dense_loop`, for two schemes, is the
+same with the loop over parameters that is torch's default on CPU and that the libraries use.
 
 With `--json`, rows that the file already has are not measured again: what was interrupted goes on.
 """
@@ -171,6 +171,7 @@ def sae_lens(scheme: str, size: Size) -> Contestant:
 
 
 OWN = {"crosscode": crosscode, "dense": dense, "dense_loop": partial(dense, fused=False)}
+OF_ADAM = ("sae TopK", "crosscoder ReLU dense")  # `dense_loop` tells of Adam, not of schemes: two are enough
 PEERS = {f.__name__: f for f in (sparsify, dictionary_learning, sae_lens)}
 
 
@@ -190,7 +191,7 @@ def work(contestant: str, scheme: str, size: str) -> None:
 
 def race(scheme: str, size: str, rounds: int, peers_python: Path | None) -> list[dict[str, Any]]:
     """One scheme: a row for each contestant that has it."""
-    own = [name for name in OWN if scheme == "sae TopK" or name != "dense_loop"]  # it tells of Adam, not of schemes
+    own = [name for name in OWN if scheme in OF_ADAM or name != "dense_loop"]
     workers = [Worker(sys.executable, __file__, name, scheme, size) for name in own]
     if peers_python is not None:
         workers += [Worker(str(peers_python), __file__, name, scheme, size) for name in PEERS]
