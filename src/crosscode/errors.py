@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+DAMAGE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)
+"""What working with the content of a damaged file may raise; brackets without end: a `RecursionError`, of the last."""
 LONGEST = 1000  # characters of an error's text; what is quoted may be of any length
 
 

@@ -39,7 +39,7 @@ def read_json(file: Path) -> Any:
     """A file's content, or None where it is missing or damaged: a report shows what there is."""
     try:
         return json.loads(file.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 

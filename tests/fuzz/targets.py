@@ -24,9 +24,10 @@ from typing import Any, TypeVar
 
 import torch
 import xxhash
+from made_up_runs import save_run
 from torch import Tensor
 
-from crosscode import Batch, SparseCoder, Trainer, Weighted, load, save
+from crosscode import Batch, SparseCoder, Trainer, Weighted, load, run_files, save
 from crosscode.activations import BatchTopK, JumpReLU, PerSite, Priced, SeparateBudgets, TopK
 from crosscode.callbacks import JSONLines
 from crosscode.data import ActivationCache
@@ -44,6 +45,7 @@ from crosscode.models import (
     sae,
 )
 from crosscode.penalties import L1OfNorms
+from crosscode.report import write_report
 from crosscode.run import RunOptions
 from crosscode.training import load_checkpoint, newest_checkpoint, save_checkpoint
 
@@ -233,6 +235,7 @@ STARTED = (
     "socket.connect",
     "pickle.find_class",
 )
+PACKAGE = str(Path(run_files.__file__).parent)
 CHANGED = ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.symlink", "os.link", "os.truncate", "shutil.rmtree")
 
 
@@ -247,8 +250,10 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
                 _seen.append(f"{event} {name!r}")
     elif event == "open" and isinstance(arguments[0], str | bytes | os.PathLike):
         writes = isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-        name = os.fsdecode(arguments[0])  # what is imported lazily may be read
-        python = name.startswith((sys.prefix, sys.base_prefix, "/proc/", "/sys/")) or name.endswith((".py", ".pyc"))
+        name = os.fsdecode(arguments[0])  # what is imported lazily, or comes with the package, may be read
+        python = name.startswith((sys.prefix, sys.base_prefix, PACKAGE, "/proc/", "/sys/")) or name.endswith(
+            (".py", ".pyc")
+        )
         if not _inside(arguments[0]) and (writes or not python):
             _seen.append(f"open {arguments[0]!r} {arguments[1]}")
 
@@ -353,7 +358,7 @@ TOKENS_HS = torch.arange(6).reshape(2, 3)
 
 @functools.cache
 def originals() -> Path:
-    """A folder of whole files, made once a process: `coder/<name>`, `run`, `cache`, `metrics.jsonl`."""
+    """Whole files, made once a process; each `copy_of` names one, or a folder of them."""
     folder = Path(tempfile.mkdtemp(prefix="crosscode-fuzz-"))
     for name, coder in coders().items():
         load(save(coder, folder / "coder" / name))
@@ -365,6 +370,10 @@ def originals() -> Path:
     rows = [{"step": step, "train/loss": 1 / step, "train/l0/mean": 2.0} for step in range(1, 5)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     RunOptions(models=("embedded:base", "embedded:tuned"), cache=folder).write(folder / "options.json")
+    evaluated = save_run(folder / "evaluated", 60, 4)
+    RunOptions(models=("embedded:base", "embedded:tuned")).write(evaluated / run_files.OPTIONS)
+    save_run(evaluated / run_files.NULL, 60, 4)
+    write_report(evaluated).unlink()
     return folder
 
 
@@ -500,6 +509,19 @@ def options(data: bytes) -> None:
         assert run is None or run.models
 
 
+def report(data: bytes) -> None:
+    """The folder of an evaluated run, one of its files damaged: the report is made, or refused."""
+    choices = Choices(data)
+    with copy_of("evaluated") as folder:
+        file = choices.pick(sorted(file for file in folder.rglob("*") if file.is_file()))
+        damage = choices.tensor_file if file.suffix == ".safetensors" else choices.json_file
+        if file.suffix == ".jsonl":
+            damage = choices.garbled
+        file.write_bytes(damage(file.read_bytes()))
+        page = reads_or_refuses(lambda: write_report(folder), folder)
+        assert page is None or page.read_text().startswith("<!doctype html>")
+
+
 TARGETS: Mapping[str, Callable[[bytes], None]] = {
     "spec": spec,
     "weights": weights,
@@ -507,4 +529,5 @@ TARGETS: Mapping[str, Callable[[bytes], None]] = {
     "metrics": metrics,
     "cache": cache,
     "options": options,
+    "report": report,
 }

@@ -36,7 +36,12 @@ KEPT: list[tuple[str, str]] = [
 def test_a_damaged_file_is_read_or_refused(target: str) -> None:
     """Only errors of ours, in one line; little memory; nothing outside the folder; nothing started or unpickled."""
 
-    @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @settings(
+        max_examples=50 if target == "report" else 150,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        database=None,
+    )
     @given(data=st.binary(max_size=64))
     def holds(data: bytes) -> None:
         TARGETS[target](data)

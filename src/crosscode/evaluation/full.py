@@ -27,7 +27,7 @@ from torch import Tensor
 
 from crosscode.checks import at_least
 from crosscode.data import Dataloader
-from crosscode.errors import BadInput, CrosscodeError
+from crosscode.errors import DAMAGE, BadInput, CrosscodeError, first_line
 from crosscode.evaluation.activity import Activity
 from crosscode.evaluation.examples import Examples, find_examples, texts_of
 from crosscode.evaluation.latent_scaling import LatentScaling, ScalingSums
@@ -137,8 +137,8 @@ class Evaluation:
             latents = load_file(folder / LATENTS)
             seen = _read_examples(folder) if (folder / EXAMPLES).exists() else (None, None, {})
             return cls(content["from"], metrics, latents, _scaling_of(latents), *seen)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-            raise CrosscodeError(f"{str(folder)!r} is damaged: {error}") from error
+        except (OSError, SafetensorError, *DAMAGE) as error:
+            raise CrosscodeError(f"{str(folder)!r} is damaged: {first_line(error)}") from error
 
 
 def is_evaluated(run: Path) -> bool:

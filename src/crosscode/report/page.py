@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from crosscode import run_files
+from crosscode.errors import DAMAGE, CrosscodeError, first_line
 from crosscode.report.figures import MODELS, NEUTRAL, figures_of, plotly_script
 from crosscode.report.saved import SavedRun, read_run
 
@@ -56,8 +57,15 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
 
     Raises:
         BadInput: the folder holds no evaluated run.
+        CrosscodeError: a file in it is damaged.
     """
-    page = render(read_run(folder))
+    from jinja2 import TemplateError
+
+    run = read_run(folder)
+    try:
+        page = render(run)
+    except (TemplateError, *DAMAGE) as error:  # a page is a function of the files alone
+        raise CrosscodeError(f"{str(folder)!r} cannot be shown, a file is damaged: {first_line(error)}") from error
     output = folder / run_files.REPORT if output is None else output
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(page, encoding="utf-8")

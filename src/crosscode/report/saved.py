@@ -129,9 +129,11 @@ def read_run(folder: Path) -> SavedRun:
 
 def _rows(file: Path) -> list[dict[str, Any]]:
     rows = []
-    for line in file.read_text().splitlines() if file.is_file() else ():
+    for line in file.read_text(errors="replace").splitlines() if file.is_file() else ():
         try:
-            rows.append(json.loads(line))
-        except ValueError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             continue  # a row that a crash cut short
+        if isinstance(row, dict) and type(row.get("step")) is int:
+            rows.append(row)
     return rows
