@@ -12,7 +12,7 @@ from crosscode.command_line import errors_in_one_line, read_command
 from crosscode.data.cache import list_cache, prune_cache, verify_cache
 from crosscode.errors import BadInput
 from crosscode.evaluation import Ablation, CutOffs, full_evaluation
-from crosscode.report import print_evaluation, write_report
+from crosscode.report import print_evaluation, print_exclusivity, write_report
 from crosscode.run import RunOptions, held_out_of, judge_by_null
 from crosscode.run_files import CODER, OPTIONS, read_dead
 from crosscode.saving import load
@@ -63,9 +63,11 @@ def evaluate(
         dead_L=read_dead(run),
     )
     folder = evaluation.save(run)
-    judge_by_null(run, nu_error, nu_recon)
+    found = judge_by_null(run, nu_error, nu_recon)
     if not quiet:
         print_evaluation(evaluation, f"{run.name} on held-out text")
+        if found is not None:
+            print_exclusivity(found, held_out.model_names)
         print(f"\nWritten to {folder}; python -m crosscode report {run} shows it.")
 
 

@@ -106,7 +106,7 @@ def run_beside_null(factory: Callable[..., Trainer], run: RunOptions, scheme: Ma
     latent, `.safetensors`.
 
     Returns:
-        The recipe's own summary.
+        The recipe's own summary, with what was called in the pair and in the null.
     """
     name = factory.__name__
     null_run = run.beside_null(name)
@@ -120,6 +120,10 @@ def run_beside_null(factory: Callable[..., Trainer], run: RunOptions, scheme: Ma
     run_recipe(null_trainer, null_run, name)
     directory = run.directory(name)
     found = judge_by_null(directory)
+    if found is not None:
+        summary |= {"null/false_positives": found.null.n_exclusive, "null/latents": found.n_null}
+        summary |= {"null/false_positive_rate": found.false_positive_rate, "null/exclusive": found.pair.n_exclusive}
+        write_json(directory / SUMMARY, summary)
     if run.report:
         _report(directory)
     if found is not None and not run.quiet:

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from strategies import ACTIVATIONS, N_SITES, L, in_eval_mode, random_batch, random_coder
 
-from crosscode.activations import JumpReLU
+from crosscode.activations import JumpReLU, ReLU
 from crosscode.batch import Batch
 from crosscode.errors import BadInput
 from crosscode.metrics import (
@@ -18,7 +20,7 @@ from crosscode.metrics import (
     Thresholds,
     measure,
 )
-from crosscode.models import SparseCoder, Trace
+from crosscode.models import SparseCoder, Trace, sae
 
 METRICS = [FVU(), ReconstructionBias(), L0(n_shared=5, per_site=3), Density(), DecoderNormRatio(), DecoderCosine()]
 
@@ -115,6 +117,22 @@ def test_l0_counts_latents_that_fire(activation: str) -> None:
     assert found["l0/shared"] == pytest.approx(fired_BL[:, :5].sum().item() / 60)
     assert found["l0/shared"] + found["l0/exclusive"] == pytest.approx(found["l0/mean"])
     assert sum(found[f"l0/site_{p}"] for p in range(N_SITES)) == pytest.approx(found["l0/mean"])
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(batches=st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=9), min_size=1, max_size=4))
+def test_l0_percentiles_are_those_of_all_tokens(batches: list[list[int]]) -> None:
+    """From how many tokens have which L0, however batches are cut; `torch.quantile` wants all tokens at once."""
+    coder = sae(10, 10, ReLU()).double()
+    with torch.no_grad():
+        coder.encoder.assign_(torch.eye(10, dtype=torch.float64))
+        coder.encoder.b_enc_L.zero_()
+    inputs = [(torch.arange(10) < torch.tensor(l0_B)[:, None]).double() for l0_B in batches]
+    found = measure([L0()], [Trace.of(coder, Batch.autoencode(x_BD)) for x_BD in inputs])
+    l0_N = torch.cat(inputs).sum(-1)
+    for p in (5, 50, 95):
+        assert found[f"l0/p{p}"] == pytest.approx(l0_N.quantile(p / 100).item())
+    assert found["l0/mean"] == pytest.approx(l0_N.mean().item())
 
 
 def test_density_is_the_share_of_tokens_a_latent_fires_on() -> None:

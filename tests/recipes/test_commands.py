@@ -55,7 +55,7 @@ def test_evaluation_options_are_heeded(run_small, tmp_path: Path, capsys) -> Non
     assert capsys.readouterr().out == ""
     found = Evaluation.load(tmp_path / "run")
     assert found.source["cut_offs"] == {"relative_norm": 0.5, "nu_error": 1.0, "nu_recon": 1.0}
-    assert found.source["tokens"] == 128  # one batch
+    assert 100 <= found.source["tokens"] < 128  # four sequences of 32, without what training leaves out
     assert not any(name.startswith("splice/") for name in found.metrics)
     assert (found.examples, found.logits) == (None, None)
     fired = int((found.latents["count_L"] > 0).sum())

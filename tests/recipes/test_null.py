@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from small_runs import save_model
 
 import crosscode
+from crosscode.cli import main as evaluate_command
 from crosscode.run import RunOptions
 
 DIFFING = {"n_shared": 8, "k_shared": 3, "k_exclusive": 3, "lr": 1e-2}
@@ -30,7 +31,7 @@ def control(folder: Path) -> Path:
     return folder / "control"
 
 
-def test_the_null_is_a_run_of_its_own_and_sets_the_cut_offs(run_small, folder: Path, tmp_path: Path) -> None:
+def test_the_null_is_a_run_of_its_own_and_sets_the_cut_offs(run_small, folder: Path, tmp_path: Path, capsys) -> None:
     """Same recipe, same budget, another second model; masks and rates agree with the numbers."""
     summary = run_small("feb_diffing_topk", n_models=2, **DIFFING, null=control(folder))
     run, null = tmp_path / "run", tmp_path / "run" / "null"
@@ -53,6 +54,11 @@ def test_the_null_is_a_run_of_its_own_and_sets_the_cut_offs(run_small, folder: P
     low, high = found["cut_offs"]["relative_norm"]
     assert 0 < low <= high < 1
     assert 0 <= found["false_positive_rate"]["with_scaling"] <= found["false_positive_rate"]["norms"] <= 0.1
+    called = sum(found["null"][f"towards_{side}"]["n_specific"] for side in (0, 1))
+    assert (summary["null/false_positives"], summary["null/latents"]) == (called, found["n_eligible"]["null"])
+    assert summary == json.loads((run / "summary.json").read_text())
+    evaluate_command(["evaluate", str(run), "--splice-tokens", "0"])
+    assert f"The same is said of {called} of the null's" in capsys.readouterr().out
 
 
 def test_a_null_run_goes_on_where_it_was_cut_short(run_small, folder: Path, tmp_path: Path) -> None:

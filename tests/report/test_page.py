@@ -127,6 +127,7 @@ def test_the_null_control_sets_cut_offs_and_is_told(run_of: Callable[..., Path],
     numbers = {
         "cut_offs": {"relative_norm": [0.3, 0.7], "percentile_of_null": 99.0, "nu_error": 0.2, "nu_recon": 0.5},
         "false_positive_rate": {"norms": 0.0213, "with_scaling": 0.0057},
+        "n_eligible": {"pair": 250, "null": 240},
         **dict.fromkeys(("pair", "null", "pair_classical", "null_classical"), calls),
     }
     (folder / "evaluation" / "exclusivity.json").write_text(json.dumps(numbers))
@@ -135,7 +136,7 @@ def test_the_null_control_sets_cut_offs_and_is_told(run_of: Callable[..., Path],
     run = read_run(folder)
     assert run.cut_offs["relative_norm"] == [0.3, 0.7]
     page = Page(write_report(folder, tmp_path / "page.html").read_text(encoding="utf-8"))
-    assert "0.57 %" in page.text
+    assert "6 of 240 latents are called exclusive" in page.text
     assert page.text.count("null control") >= 4
     data = page.data()
     assert [data["kinds"][data["kind"][latent]]["name"] for latent in (107, 108)] == [

@@ -141,12 +141,11 @@ class Exclusivity:
 
 
 def compared(evaluation: Evaluation) -> Compared | None:
-    """What an evaluation says of two models; latents that are dead or tied may not be called. None of other coders."""
+    """What an evaluation says of two models; silent and tied latents may not be called. None of other coders."""
     if evaluation.scaling is None:
         return None
-    latents = evaluation.latents
-    nobody_L = torch.zeros_like(latents["count_L"], dtype=torch.bool)
-    return Compared(evaluation.scaling, ~latents.get("dead_L", nobody_L) & ~latents.get("tied_L", nobody_L))
+    fired_L = evaluation.latents["count_L"] > 0
+    return Compared(evaluation.scaling, fired_L & ~evaluation.latents.get("tied_L", torch.zeros_like(fired_L)))
 
 
 def remove_exclusivity(run: Path) -> None:
@@ -178,7 +177,7 @@ def exclusivity(
             n_given, n_latents = len(compared.eligible_L), len(compared.relative_norm_L)
             raise BadInput(f"{name}.eligible_L has {n_given} entries for {n_latents} latents.")
     if not null.eligible_L.any():
-        raise BadInput("null has no latent that is alive and untied: it sets no cut-off.")
+        raise BadInput("null has no latent that fired and is not tied: it sets no cut-off.")
     tail = 1 - percentile / 100
     null_N = null.relative_norm_L[null.eligible_L.cpu()].double()
     low, high = (float(null_N.quantile(q)) for q in (tail, 1 - tail))

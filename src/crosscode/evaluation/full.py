@@ -34,7 +34,7 @@ from crosscode.evaluation.latent_scaling import LatentScaling, ScalingSums
 from crosscode.evaluation.logit_attribution import LogitAttribution, attribute_logits
 from crosscode.evaluation.measures import diffs_models, measures, read_names, site_names
 from crosscode.evaluation.splice import Ablation, ModelSplices, splice
-from crosscode.initialization.data import first_tokens
+from crosscode.evaluation.text import read_text
 from crosscode.metrics import ReconstructionBias, delta_norm, relative_norm
 from crosscode.models import PerSiteEncoder, SparseCoder, Trace
 
@@ -182,13 +182,14 @@ def full_evaluation(
 ) -> Evaluation:
     """Reconstruction, sparsity, decoders, splicing and latent scaling, on held-out tokens in eval mode.
 
-    All figures but those of splicing take one pass over the activations, and examples another: sums first, in float64,
-    divided once. Of more than two models the first two are compared.
+    All figures but those of splicing take one pass over the activations, and examples another over the same tokens,
+    both in the order of the text: sums first, in float64, divided once. Of more than two models the first two are
+    compared. (`calibrate` takes its tokens from the shuffle, others where there is more text than is measured.)
 
     Args:
         coder: a trained coder with its thresholds calibrated (`calibrate`); its mode is put back afterwards.
         data: held-out text and the models, with the hookpoints that the coder was trained on.
-        n_tokens: how many tokens to measure on.
+        n_tokens: how many tokens to measure on, before masking, in whole sequences.
         splice_tokens: how many tokens to run the language models on for cross-entropy recovered; 0 for none.
         ablations: what splicing is compared with.
         cut_offs: for the counts of exclusive latents.
@@ -204,8 +205,10 @@ def full_evaluation(
     was_training = coder.training
     coder.eval()
     try:
-        for batch in first_tokens(data, n_tokens):
-            trace = Trace.of(coder, batch.to(coder.device))
+        for text in read_text(data, n_tokens):
+            if not len(text.acts_NMPD):
+                continue
+            trace = Trace.of(coder, data.batch(text.acts_NMPD).to(coder.device))
             for accumulator in accumulators:
                 accumulator.add(trace)
             activity.add(trace.latents)
@@ -333,18 +336,21 @@ def _scaling_of(latents: Mapping[str, Tensor]) -> tuple[LatentScaling, LatentSca
 
 
 def _decoders(latents: Mapping[str, Tensor]) -> dict[str, float]:
-    """Shares of latents in the classical bins, in both conventions, and cosines."""
+    """Shares of the latents that fired and are not tied in the classical bins, in both conventions, and cosines."""
+    free_L = latents["count_L"] > 0
+    if "tied_L" in latents:
+        free_L = free_L & ~latents["tied_L"]
     found: dict[str, float] = {}
     for name in ("relative_norm", "delta_norm"):
         if f"{name}_L" in latents:
-            value_L = latents[f"{name}_L"].double()
+            value_L = latents[f"{name}_L"][free_L].double()
             found |= {
                 f"{name}/below_0.1": float((value_L < 0.1).double().mean()),
                 f"{name}/0.4_to_0.6": float(((value_L >= 0.4) & (value_L <= 0.6)).double().mean()),
                 f"{name}/above_0.9": float((value_L > 0.9).double().mean()),
             }
     if "cosine_LP" in latents:
-        found["decoder_cosine/median"] = float(latents["cosine_LP"].nanmedian())
+        found["decoder_cosine/median"] = float(latents["cosine_LP"][free_L].nanmedian())
     return found
 
 

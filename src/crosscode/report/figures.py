@@ -4,6 +4,7 @@
     figures_of("runs/feb_diffing_jumprelu")["latent_scaling"].show()
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,11 @@ def curves(rows: Sequence[Mapping[str, Any]], prefixes: Sequence[str]) -> Any:
     title = next((CURVE_TITLES[key] for key, value in CURVES.items() if value == tuple(prefixes)), None)
     figure.update_layout(_layout("step", title), showlegend=len(names) > 1)
     if drawn and min(drawn) > 0 and max(drawn) > 8 * min(drawn) and "lambda/" not in prefixes:
-        figure.update_yaxes(type="log", dtick="D2" if max(drawn) < 500 * min(drawn) else 1)
+        # With plotly's own ticks between powers of ten, only their first digit is written.
+        decades = range(math.floor(math.log10(min(drawn))), math.ceil(math.log10(max(drawn))) + 1)
+        firsts = (1, 2, 5) if len(decades) < 5 else (1,)
+        ticks = [first * 10.0**decade for decade in decades for first in firsts]
+        figure.update_yaxes(type="log", tickvals=ticks, ticktext=[f"{tick:.4g}" for tick in ticks])
     return figure
 
 
@@ -221,7 +226,7 @@ def density(run: SavedRun) -> Any:
             figure.add_scatter(x=x, y=counts, name=name, mode="lines", fill="tozeroy", line=line)
         figure.update_layout(showlegend=len(groups) > 1)
     figure.update_layout(_layout("share of tokens that a latent fires on", "latents"))
-    figure.update_xaxes(type="log", dtick=1)
+    figure.update_xaxes(type="log", dtick=1, tickformat="~g")
     return figure
 
 

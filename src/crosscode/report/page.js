@@ -216,6 +216,7 @@
         ...(columns.rho ? [figure("ρ", number(at("rho")), "relative decoder norm"), figure("Δ", number(at("delta")), "Minder et al.'s convention")] : []),
         ...(columns.nu_error ? [figure("cosine", number(at("cosine")), "of the directions in the two models"),
           figure("νᵋ", fixed(2)(at("nu_error"))), figure("νʳ", fixed(2)(at("nu_recon")))] : []),
+        ...(at("verdict") ? [figure("verdict", at("verdict"), "of latent scaling: what makes this latent look exclusive")] : []),
         ...(columns.source ? [figure("reads", data.reads[at("source")])] : []),
         ...(listed.includes(latent) ? [] : [element("em", {}, "not in the list: the filters leave it out")])),
     ];

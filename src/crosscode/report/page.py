@@ -91,6 +91,7 @@ def render(run: SavedRun) -> str:
         reconstruction=reconstruction(run),
         splicing=splicing(run),
         exclusive=exclusive(run) if run.compares_models else None,
+        false_positives=false_positives(run),
         figures=figures,
         data=browser_data(run),
         example_count=0 if run.evaluation.examples is None else len(run.evaluation.examples.latents_E),
@@ -146,8 +147,16 @@ def tiles(run: SavedRun) -> Iterator[tuple[str, str, str, str]]:
             source = NULL if run.exclusivity else METRICS
             yield f"{n}", f"only in {run.models[model]}", f"of {beyond} beyond the cut-off", source
     if run.exclusivity is not None:
-        rate = run.exclusivity["false_positive_rate"]["with_scaling"]
-        yield f"{100 * rate:.2f} %", "false positives", "same calls in the null control", NULL
+        called, of = false_positives(run)
+        yield f"{called}", "false positives", f"the same call, of {of} latents in the null", NULL
+
+
+def false_positives(run: SavedRun) -> tuple[int, int]:
+    """How many of the null's latents are called exclusive, and of how many; no null, no latents."""
+    if run.exclusivity is None:
+        return 0, 0
+    null = run.exclusivity["null"]
+    return sum(null[f"towards_{m}"]["n_specific"] for m in (0, 1)), run.exclusivity["n_eligible"]["null"]
 
 
 def facts(run: SavedRun) -> Iterator[tuple[str, str]]:
@@ -282,8 +291,8 @@ def exclusive(run: SavedRun) -> Table:
             rows.append([f"ρ ≤ {low:.3g}, ρ ≥ {high:.3g}", "this run", run.models[m], *shown])
         return Table(head, rows, METRICS)
     for label, pair, null in (
-        (f"null control's tails: ρ < {low:.3g}, ρ > {high:.3g}", "pair", "null"),
-        ("classical bins: ρ < 0.1, ρ > 0.9", "pair_classical", "null_classical"),
+        (f"null's tails: ρ < {low:.3g}, ρ > {high:.3g}", "pair", "null"),
+        ("classical: ρ < 0.1, ρ > 0.9", "pair_classical", "null_classical"),
     ):
         for whose, kind, models in (("this run", pair, run.models), ("null control", null, run.null_models)):
             for m in (1, 0):
@@ -315,6 +324,8 @@ def browser_data(run: SavedRun) -> dict[str, Any]:
     if n_hookpoints > 1:
         columns["spread"] = _rounded(latents["entropy_L"].exp())
     kinds, kind_L = latent_kinds(run)
+    if evaluation.scaling is not None:
+        columns["verdict"] = verdicts(run)
     return {
         "models": run.models,
         "hookpoints": run.hookpoints,
@@ -331,6 +342,23 @@ def browser_data(run: SavedRun) -> dict[str, Any]:
         "histogram": [_trimmed(row) for row in latents["histogram_Lb"].tolist()],
         **_examples(run),
     }
+
+
+def verdicts(run: SavedRun) -> list[str]:
+    """What latent scaling says of each latent beyond a cut-off (Minder et al. 2025); nothing of the others."""
+    scaling, at = run.evaluation.scaling, run.cut_offs
+    assert scaling is not None
+    said = [""] * len(run.fired_L())
+    for model in (0, 1):
+        for latent in run.beyond_L(model).nonzero()[:, 0].tolist():
+            nu_error, nu_recon = (float(of[latent]) for of in (scaling[model].nu_error_L, scaling[model].nu_recon_L))
+            if math.isnan(nu_error) or math.isnan(nu_recon):
+                said[latent] = "undefined"
+                continue
+            shrunk = "complete shrinkage" if nu_error >= at["nu_error"] else ""
+            decoupled = "latent decoupling" if nu_recon >= at["nu_recon"] else ""
+            said[latent] = " and ".join(filter(None, (shrunk, decoupled))) or "confirmed by latent scaling"
+    return said
 
 
 def latent_kinds(run: SavedRun) -> tuple[list[dict[str, str]], Tensor]:

@@ -96,11 +96,11 @@ def print_exclusivity(found: Exclusivity, model_names: tuple[str, ...]) -> None:
     """How many latents are exclusive to either model, and how often the same is said of the null."""
     (low, high), (other, model) = found.cut_offs, model_names[:2]
     print(f"\nThe null's relative norms end at {low:.3f} and {high:.3f} (percentiles 1 and 99). Beyond, and confirmed")
-    print(f"by latent scaling, of {found.n_eligible} living, untied latents:")
+    print(f"by latent scaling, of {found.n_eligible} latents that fired and are not tied:")
     print(f"  exclusive to {model:<20} {found.pair.towards_1.n_specific:4}")
     print(f"  exclusive to {other:<20} {found.pair.towards_0.n_specific:4}")
-    rates = (found.false_positive_rate, found.false_positive_rate_of_norms)
-    print("  false positives in the null      {:.2%} ({:.2%} by norms alone)".format(*rates))
+    print(f"The same is said of {found.null.n_exclusive} of the null's {found.n_null} latents: false positives,")
+    print(f"{found.false_positive_rate:.2%} ({found.false_positive_rate_of_norms:.2%} by norms alone).")
 
 
 def strongest(evaluation: Evaluation, latent: int) -> str:
