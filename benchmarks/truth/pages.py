@@ -65,6 +65,7 @@ def page(numbers: Numbers, plan: Any) -> str:
 
 # --- aims
 
+PEERS = ("sparsify", "dictionary_learning", "sae_lens")
 LEAST_AUROC = {"feb_diffing_topk": 0.95, "feb_diffing_jumprelu": 0.9}
 MOST_FALSE, LEAST_OF_SYNTHETIC = 0.01, 0.9
 
@@ -86,17 +87,35 @@ def aims(numbers: Numbers) -> list[str]:
             add(f"`{recipe}`, {behaviour}: AUROC >= {least}", auroc, lambda value, least=least: value >= least)
         rate = [cell["exclusivity"]["false_positive_rate"]["with_scaling"] for cell in cells]
         add(f"`{recipe}`: false positives in the null <= {MOST_FALSE:.0%}", rate, lambda value: value <= MOST_FALSE)
-    for name, cells in group(numbers, "synthetic/tokens").items():
+    synthetic = group(numbers, "synthetic/tokens")
+    if synthetic:
+        ours, peers = ([name for name in synthetic if name.startswith(PEERS) == theirs] for theirs in (False, True))
+
+        def least(name: str) -> float:
+            means = (interval([cell[score] for cell in synthetic[name]]) for score in ("precision", "recall"))
+            return min(0.0 if found is None else found[0] for found in means)
+
+        best = max(ours, key=least)
         for score in ("precision", "recall"):
-            add(
-                f"{name}, synthetic: {score} >= {LEAST_OF_SYNTHETIC} (aimed at for one of ours, and no peer better)",
-                [cell[score] for cell in cells],
-                lambda value: value >= LEAST_OF_SYNTHETIC,
-            )
+            values = [cell[score] for cell in synthetic[best]]
+            aim = f"synthetic: {score} >= {LEAST_OF_SYNTHETIC} by one of ours, {best}"
+            add(aim, values, lambda value: value >= LEAST_OF_SYNTHETIC)
+        if peers:
+            other = max(peers, key=least)
+            figure = f"{least(best):.3f} beside {least(other):.3f} of {other}"
+            aim = "synthetic: no peer better, by the lower of precision and recall"
+            rows.append([aim, figure, str(len(synthetic[best])), "yes" if least(best) >= least(other) else "**no**"])
     return ["## Aims\n", table(["aim", "figure", "seeds", "reached"], rows), ""] if rows else []
 
 
 # --- planted
+
+
+TRIED = """What was tried for *refusal*, beside the rows above and in one seed each, without success: decoder norm .3;
+1200 and 1800 steps; 512 latents; k of 24 + 16 and 32 + 32; lr 1e-3; no AuxK; JumpReLU with c from .1 to 1 and sparsity
+from 1.5 to 10, shared_ratio .2, 512 shared latents, 1200 steps; an L1 of norms on the exclusive latents of TopK. Its
+latent is there in every run (*any living untied latents*), but at a relative norm of .5 to .65, within the null's.
+"""
 
 
 def planted_section(numbers: Numbers, plan: Any) -> list[str]:
@@ -127,7 +146,9 @@ def planted_section(numbers: Numbers, plan: Any) -> list[str]:
         " combined by a logistic regression on one half of the labelled pairs of texts, scored on the other. The null"
         " pair is `base` beside `control`.\n",
         table(["", *behaviours], rows),
-        "\n![AUROC of planted behaviours](ground_truth_planted.png)\n",
+        "\nProbes are fitted once, to one draw of labelled texts: they have no interval.\n",
+        TRIED,
+        "![AUROC of planted behaviours](ground_truth_planted.png)\n",
         "Latents called exclusive beside the null (cut-offs: its 1st and 99th percentile of relative norms, then latent"
         " scaling at 0.2 and 0.5). False-positive rates are of the null itself, and of the null at the cut-offs of the"
         " other seeds. Bins are the classical 0.1 and 0.9.\n",
@@ -203,7 +224,8 @@ def synthetic_section(numbers: Numbers, plan: Any) -> list[str]:
     sections = []
     titles = {
         "tokens": f"### Equal tokens: {plan.steps} steps of {plan.batch}\n",
-        "time": "### Equal CPU time: that of our BatchTopK above\n",
+        "time": "### Equal CPU time: that of our BatchTopK above\n\nOne scheme of each kind, and every peer; how many"
+        " steps it takes is told from the seed's own timing, so that the figures vary with the machine's moods.\n",
     }
     for budget, title in titles.items():
         found = group(numbers, f"synthetic/{budget}")
@@ -226,7 +248,9 @@ def synthetic_section(numbers: Numbers, plan: Any) -> list[str]:
         f"Two models of width {plan.world.width} with {plan.world.n_features} features: {kinds}. Rates are Zipfian,"
         f" norms unequal, {plan.world.n_correlated} pairs correlated, {plan.world.n_children} features fire only where"
         f" a parent does; directions drift by {plan.world.drift} radians between models, and norms by"
-        f" {plan.world.norm_drift:.0%}, in the null as well. All coders have {plan.latents} latents at L0 {plan.k};"
+        f" {plan.world.norm_drift:.0%}, in the null as well. All coders have {plan.latents} latents at L0 {plan.k}"
+        " (TopK-style ones exactly; the others as near as bisection of their weight came on a world that is not scored,"
+        " over the full number of steps: at equal CPU time they are farther off, and FVU is to be read beside L0);"
         " weights of penalties, and peers' learning rates, are set on a world that is not scored. *Precision* and"
         " *recall* are of the latents called exclusive; *F1* is of firing, latents matched to features one to one.\n",
         *sections,
@@ -256,6 +280,11 @@ def findings(numbers: Numbers) -> list[str]:
             " L1 crosscoders, far fewer with BatchTopK):\n",
             table(["", "crosscoder", "in bins", "specific", "shrunk", "decoupled", "not specific"], verdict_rows),
             "",
+            *claims(synthetic, not_specific, ("a smaller share with BatchTopK, synthetic", "BatchTopK", "L1")),
+            *claims(
+                real, not_specific, ("a smaller share with BatchTopK, planted", "topk_crosscoder", "l1_crosscoder")
+            ),
+            "",
         ]
     price_rows = [
         [name, *(shown([cell[key] for cell in synthetic[name]], 4) for key in ("exclusive_density", "exclusive_f1"))]
@@ -272,6 +301,19 @@ def findings(numbers: Numbers) -> list[str]:
             " best feature:\n",
             table(["", "density", "F1 for one feature"], price_rows),
             "",
+            *claims(
+                synthetic,
+                lambda cell: cell["exclusive_density"],
+                ("sparser, with L1", "February L1", "February L1, full price"),
+                ("sparser, with BatchTopK", "February BatchTopK", "February BatchTopK, tied only"),
+            ),
+            *claims(
+                synthetic,
+                lambda cell: cell["exclusive_f1"],
+                ("more monosemantic, with L1", "February L1, full price", "February L1"),
+                ("more monosemantic, with BatchTopK", "February BatchTopK, tied only", "February BatchTopK"),
+            ),
+            "",
         ]
     order_rows = [
         [name, *(shown([cell[key] for cell in synthetic[name]], digits) for key, digits in (("fvu", 4), ("l0", 2)))]
@@ -282,6 +324,13 @@ def findings(numbers: Numbers) -> list[str]:
         parts += [
             "BatchTopK beats TopK beats L1 on FVU at equal L0 (synthetic):\n",
             table(["", "FVU", "L0"], order_rows),
+            "",
+            *claims(
+                synthetic,
+                lambda cell: cell["fvu"],
+                ("BatchTopK beats TopK", "BatchTopK", "TopK"),
+                ("TopK beats L1", "TopK", "L1"),
+            ),
             "",
         ]
     clts = [numbers[name] for name in numbers if name.startswith("clt/")]
@@ -297,6 +346,8 @@ def findings(numbers: Numbers) -> list[str]:
                 ],
             ),
             "",
+            *told("shuffling lowers FVU", *([c[key]["fvu"] for c in clts] for key in ("shuffled", "in_order"))),
+            "",
         ]
     return parts if len(parts) > 1 else []
 
@@ -308,8 +359,38 @@ def verdict_row(where: str, name: str, cells: Sequence[Mapping[str, Any]]) -> li
         [sum(cell["exclusivity"]["pair_classical"][side][key] for side in ("towards_0", "towards_1")) for key in keys]
         for cell in cells
     ]
-    shares = [1 - specific / found if found else None for found, specific, *_ in counts]
+    shares = [not_specific(cell) for cell in cells]
     return [where, name, *(shown(column, 1) for column in zip(*counts)), shown(shares, 2)]
+
+
+def not_specific(cell: Mapping[str, Any]) -> float | None:
+    """The share of latents in the classical bins that latent scaling does not confirm; None where there are none."""
+    sides = [cell["exclusivity"]["pair_classical"][side] for side in ("towards_0", "towards_1")]
+    found = sum(side["n_candidates"] for side in sides)
+    return 1 - sum(side["n_specific"] for side in sides) / found if found else None
+
+
+def claims(
+    found: Mapping[str, Sequence[Any]], value: Callable[[Any], float | None], *said: tuple[str, str, str]
+) -> list[str]:
+    """Lines of `told`; each claim names whose value is to be the lower one, and whose the higher."""
+    values = {name: [value(cell) for cell in cells] for name, cells in found.items()}
+    return [line for claim, *names in said for line in told(claim, *(values.get(name, []) for name in names))]
+
+
+def told(claim: str, lower: Sequence[float | None], higher: Sequence[float | None]) -> list[str]:
+    """Whether it comes out here that the first is lower than the second; nothing of what has not been run."""
+    if not lower or not higher:
+        return []
+    one, other = interval(lower), interval(higher)
+    if one is None or other is None:
+        return [f"- {claim}: cannot be said, there are none"]
+    if math.isnan(one[1]) or math.isnan(other[1]):
+        return [f"- {claim}: {'yes' if one[0] < other[0] else '**no**'}, in one seed"]
+    if one[0] >= other[0]:
+        return [f"- {claim}: **no**"]
+    apart = one[0] + one[1] < other[0] - other[1]
+    return [f"- {claim}: {'yes' if apart else 'in the mean, but the intervals overlap'}"]
 
 
 # --- pictures
