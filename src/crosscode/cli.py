@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import attrs
 
+from crosscode.checks import at_least, at_most
 from crosscode.command_line import errors_in_one_line, read_command
 from crosscode.data.cache import list_cache, prune_cache, verify_cache
 from crosscode.errors import BadInput
@@ -102,6 +103,8 @@ def cache(action: Literal["list", "verify", "prune"], directory: Path, /, *, max
         n_whole, damaged = verify_cache(directory)
         print(*(f"{file} was damaged: dropped" for file in damaged), f"{n_whole} shards are whole", sep="\n")
     elif max_gb is not None:
+        at_least("max_gb", max_gb, 0)
+        at_most("max_gb", max_gb, 1e9, "the largest cache")
         n_removed, left = prune_cache(directory, round(max_gb * 1e9))
         print(f"{n_removed} shards removed, {left / 1e9:.3f} GB left")
 

@@ -8,6 +8,7 @@ makes every argument of the factory, and of `RunOptions`, an option of the comma
 
 import inspect
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -62,7 +63,6 @@ from crosscode.run_files import (
 )
 from crosscode.run_folder import (
     check_output,
-    locked,
     made_unless_refused,
     refuse_cut_short,
     saying_how_to_resume,
@@ -177,8 +177,10 @@ def run_recipe(trainer: Trainer, run: RunOptions, name: str) -> dict[str, Any]:
         *([] if profile is None else [profile]),
     )
     trainer.held_out = held_out_of(trainer.model, run)
-    with made_unless_refused(directory, trainer), locked(directory):
+    with made_unless_refused(directory, trainer):
         take_up(trainer, directory, run.resume, run.resume_changed)
+        if not run.resume:
+            shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)  # of a complete run, which this one replaces
         (directory / SUMMARY).unlink(missing_ok=True)
         with writing(directory):
             run.write(directory / OPTIONS)

@@ -14,6 +14,7 @@
 import json
 import os
 import platform
+from collections.abc import Mapping
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,6 +23,8 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+
+from crosscode.errors import CrosscodeError, first_line
 
 OPTIONS, CONFIGURATION, CURVES = "options.json", "configuration.json", "metrics.jsonl"
 SUMMARY, PROVENANCE, SILENCE = "summary.json", "provenance.json", "silence.safetensors"
@@ -71,16 +74,39 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def save_silence(run: Path, tokens_since_fired_L: Int[Tensor, " L"], dead_L: Bool[Tensor, " L"]) -> None:
-    """Keep for how long each latent had been silent at the end of training, and which ones count as dead."""
+def write_tensors(tensors: Mapping[str, Tensor], file: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """A safetensors file of tensors on the host.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    save_file({"tokens_since_fired_L": tokens_since_fired_L.cpu().contiguous(), "dead_L": dead_L.cpu()}, run / SILENCE)
+    try:
+        save_file(dict(tensors), file, None if metadata is None else dict(metadata))
+    except SafetensorError as error:  # its way to say that the disk is full
+        raise OSError(str(error)) from error
+
+
+def save_silence(run: Path, tokens_since_fired_L: Int[Tensor, " L"], dead_L: Bool[Tensor, " L"]) -> None:
+    """Keep for how long each latent had been silent at the end of training, and which ones count as dead."""
+    tensors = {"tokens_since_fired_L": tokens_since_fired_L.cpu().contiguous(), "dead_L": dead_L.cpu()}
+    write_tensors(tensors, run / SILENCE)
 
 
 def read_dead(run: Path) -> Bool[Tensor, " L"] | None:
     """The latents that training found dead; None if the folder does not say."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     file = run / SILENCE
-    return load_file(file)["dead_L"] if file.is_file() else None
+    if not file.is_file():
+        return None
+    try:
+        dead_L = load_file(file)["dead_L"]
+    except (OSError, KeyError, SafetensorError) as error:
+        raise CrosscodeError(f"{str(file)!r} is damaged: {first_line(error)}") from error
+    if dead_L.dtype != torch.bool or dead_L.ndim != 1:
+        raise CrosscodeError(f"{str(file)!r} is damaged: dead_L is no mask of latents.")
+    return dead_L

@@ -4,11 +4,14 @@ import os
 import shlex
 import shutil
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from signal import SIGINT
+from signal import SIG_DFL, SIGINT, SIGTERM, getsignal
+from signal import signal as handle
+from types import FrameType
 
 from crosscode.errors import BadInput, CrosscodeError
 from crosscode.run_files import CHECKPOINTS, SUMMARY
@@ -33,19 +36,26 @@ def check_output(directory: Path) -> None:
 
 @contextmanager
 def made_unless_refused(directory: Path, trainer: Trainer) -> Iterator[None]:
-    """The directory of a run; one that was not there before is gone again if the input is refused before a step."""
-    made = not directory.exists()
+    """The directory of a run, locked; one that was not there before is gone again if input is refused before a step.
+
+    Raises:
+        BadInput: it cannot be made; another process runs there.
+    """
+    existed = directory.exists()
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:  # a name with a zero byte is a ValueError
         why = getattr(error, "strerror", None) or error
         raise BadInput(f"output={str(directory)!r} cannot be made: {why}.") from error
-    try:
-        yield
-    except BadInput:
-        if made and trainer.state.step == 0:
-            shutil.rmtree(directory, ignore_errors=True)
-        raise
+    with locked(directory):
+        # Only who holds the lock may take the directory back, and only if nobody has been here meanwhile.
+        made = not existed and set(os.listdir(directory)) <= {LOCK}
+        try:
+            yield
+        except BadInput:
+            if made and trainer.state.step == 0:
+                shutil.rmtree(directory, ignore_errors=True)
+            raise
 
 
 @contextmanager
@@ -127,14 +137,30 @@ def saying_how_to_resume(directory: Path, arguments: Sequence[str]) -> Iterator[
         directory: the run's folder.
         arguments: of the command that was called.
     """
+    terminated = getsignal(SIGTERM)
+    if terminated is SIG_DFL and threading.current_thread() is threading.main_thread():
+        handle(SIGTERM, _terminate)  # in a step it is deferred; before and after the steps it stops here as Ctrl-C does
     try:
         yield
     except NumericalError as error:
         raise NumericalError(f"{error} {how_to_resume(directory, arguments)}") from error
     except KeyboardInterrupt as stopped:
-        signal = stopped.signal if isinstance(stopped, Interrupted) else SIGINT
+        signal = stopped.signal if isinstance(stopped, Interrupted | Terminated) else SIGINT
         print(f"{str(stopped) or 'stopped at once'}. {how_to_resume(directory, arguments)}", file=sys.stderr)
         raise SystemExit(128 + signal) from None
+    finally:
+        if getsignal(SIGTERM) is _terminate:
+            handle(SIGTERM, terminated)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came outside of training's steps."""
+
+    signal = SIGTERM
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated
 
 
 def how_to_resume(directory: Path, arguments: Sequence[str]) -> str:

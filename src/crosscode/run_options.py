@@ -231,6 +231,7 @@ class RunOptions:
             return None
         if self.cache_max_gb is not None:
             positive("cache_max_gb", self.cache_max_gb)
+            at_most("cache_max_gb", self.cache_max_gb, 1e9, "the largest cache")
         max_bytes = None if self.cache_max_gb is None else max(1, round(self.cache_max_gb * 1e9))
         dtype = None if self.cache_dtype is None else getattr(torch, self.cache_dtype)
         return ActivationCache(self.cache, max_bytes, dtype=dtype)

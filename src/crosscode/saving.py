@@ -8,18 +8,19 @@ import importlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from math import prod
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import attrs
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from crosscode.errors import BadInput, CrosscodeError, close_match, first_line
 from crosscode.models import SparseCoder
 from crosscode.module import fields_of
+from crosscode.run_files import write_tensors
 
 SPEC, WEIGHTS = "coder.json", "model.safetensors"
 FORMAT = 1
@@ -146,21 +147,6 @@ def save(coder: nn.Module, directory: str | os.PathLike[str]) -> Path:
     os.replace(directory / f".{WEIGHTS}", directory / WEIGHTS)
     os.replace(directory / f".{SPEC}", directory / SPEC)
     return directory
-
-
-def write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
-    """A safetensors file of tensors on the host.
-
-    Raises:
-        OSError: it could not be written.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    try:
-        save_file(dict(tensors), file)
-    except SafetensorError as error:  # its way to say that the disk is full
-        raise OSError(str(error)) from error
 
 
 def load(directory: str | os.PathLike[str], classes: Iterable[type] = (), device: str = "cpu") -> SparseCoder:

@@ -422,3 +422,27 @@ def test_a_directory_that_cannot_be_used_is_refused(tmp_path):
         ActivationCache(tmp_path, max_bytes=0)
     with pytest.raises(BadInput, match="int64 is not a floating-point dtype"):
         ActivationCache(tmp_path, dtype=torch.int64)
+
+
+def test_a_sound_shard_is_kept_when_it_cannot_be_read_or_touched(fake_model, tmp_path, monkeypatch, caplog):
+    """Too many open files, or the folder of somebody else: nothing is said of the shard itself."""
+    model = fake_model(widths={"a": 3})
+    ActivationCache(tmp_path).get(model, ["a"], TOKENS_HS)
+    (shard,) = files(tmp_path, ".safetensors")
+
+    def refused(*args, **kwargs):
+        raise PermissionError(1, "Operation not permitted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "utime", refused)
+        cache = ActivationCache(tmp_path)
+        cache.get(model, ["a"], TOKENS_HS)
+        assert (cache.hits, cache.misses) == (1, 0)
+    with monkeypatch.context() as patch:
+        patch.setattr("crosscode.data.cache.read_shard", refused)
+        cache = ActivationCache(tmp_path)
+        with caplog.at_level(logging.WARNING):
+            cache.get(model, ["a"], TOKENS_HS)
+        assert (cache.hits, cache.misses) == (0, 1)
+    assert "cannot be read" in caplog.text
+    assert files(tmp_path, ".safetensors") == [shard]

@@ -1,7 +1,7 @@
 """Recipes on the embedded pair in processes of their own, forked from one that has everything imported.
 
-Three runs, so that resuming is tried on every path: packaged text; local files over several epochs, accumulated, in
-mixed precision, through the activation cache; a stream from the hub (a local stand-in).
+Three runs, so that resuming is tried on every path: packaged text; local files, accumulated, in mixed
+precision, through the activation cache; a stream from the hub (a local stand-in).
 """
 
 import functools
@@ -58,7 +58,7 @@ RUNS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "stream": ("feb_diffing_topk", {**TOPK, "style": "topk", "dataset": "somebody/text"}),
 }
 N_HELD_OUT = 25
-N_DOCUMENTS = 90  # of the local files and the stream: the run goes through them more than once
+N_DOCUMENTS = 90  # of the local files and the stream
 
 
 packaged_documents = embedded.documents

@@ -558,7 +558,7 @@ def table(rows: list[Row], cache: dict[str, Counter[str]], command: str) -> str:
     ]
     setting = f"`{command}`; torch {torch.__version__}, Python {platform.python_version()}, one thread."
     steps = f"Runs of {TINY['num_steps']} steps, a checkpoint every {TINY['checkpoint_every']}, "
-    kinds = "by turns on packaged text, on files (several epochs, accumulated, bf16, cached) and on a stream. "
+    kinds = "by turns on packaged text, on files (accumulated, bf16, cached) and on a stream. "
     recovery = "Recovery: from starting the process again to its first step."
     parts = [
         setting,

@@ -4,20 +4,26 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import safetensors.torch
+from safetensors import SafetensorError
 from small_runs import SMALL, factory, options, save_model, save_text
 
 import crosscode
 from crosscode.data import TokenSequences, load_language_model
+from crosscode.errors import BadInput
 from crosscode.run import main
-from crosscode.run_folder import locked
-from crosscode.training import describe
+from crosscode.run_files import write_tensors
+from crosscode.run_folder import locked, made_unless_refused
+from crosscode.training import Trainer, describe
 from crosscode.training.description import SAMPLED
 
 RUNS: dict[str, dict[str, Any]] = {
@@ -116,6 +122,79 @@ def test_two_runs_cannot_share_a_folder(folder: Path, tmp_path: Path, capsys: py
     assert "is in use by another run: wait for its end, or give another --output." in said
     assert said.count("\n") == 1
     assert not (tmp_path / "configuration.json").exists()
+
+
+def test_who_is_refused_leaves_the_folder_of_another_run(tmp_path: Path) -> None:
+    """Both found no folder; the one that lost the race takes nothing away, nor does one that comes later."""
+    trainer: Any = object.__new__(Trainer)
+    trainer.state = SimpleNamespace(step=0)
+    directory = tmp_path / "run"
+    exists = Path.exists
+
+    with made_unless_refused(directory, trainer):
+        (directory / "checkpoints").mkdir()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Path, "exists", lambda self: self != directory and exists(self))  # seen before it was made
+            with pytest.raises(BadInput, match="in use"), made_unless_refused(directory, trainer):
+                raise AssertionError("two runs in one folder")
+    assert (directory / "checkpoints").is_dir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "exists", lambda self: self != directory and exists(self))
+        with pytest.raises(BadInput, match="late"), made_unless_refused(directory, trainer):
+            raise BadInput("late")
+    assert (directory / "checkpoints").is_dir()
+    with pytest.raises(BadInput), made_unless_refused(tmp_path / "fresh", trainer):
+        raise BadInput("refused")
+    assert not (tmp_path / "fresh").exists()
+
+
+def test_a_new_run_replaces_a_complete_one_whole(folder: Path, tmp_path: Path) -> None:
+    """Its checkpoints do not stay beside the new ones, from which a later --resume would go on."""
+    given = {**SMALL, "models": [folder / "base"], "dataset": folder / "text.txt", "output": tmp_path / "run", "k": 4}
+    main(factory("sae_topk"), options(**{**given, "num_steps": 6, "checkpoint_every": 3}))
+    main(factory("sae_topk"), options(**{**given, "num_steps": 4, "checkpoint_every": 2}))
+    kept = sorted(child.name for child in (tmp_path / "run" / "checkpoints").iterdir())
+    assert kept == ["step_000000002", "step_000000004"]
+
+
+def test_sigterm_before_the_first_step_is_told(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends with its exit code and a line, as Ctrl-C does; the handler that was there is there again."""
+    monkeypatch.setattr(Trainer, "initialize", lambda *args: signal.raise_signal(signal.SIGTERM))
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        given = {
+            **SMALL,
+            "models": [folder / "base"],
+            "dataset": folder / "text.txt",
+            "output": tmp_path / "run",
+            "k": 4,
+        }
+        with pytest.raises(SystemExit) as stopped:
+            main(factory("sae_topk"), options(**given))
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert "the same command begins again" in capsys.readouterr().err
+
+
+def test_a_full_disk_at_the_end_is_one_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What safetensors says of a full disk is no traceback."""
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise SafetensorError("No space left on device")
+
+    given = {**SMALL, "models": [folder / "base"], "dataset": folder / "text.txt", "output": tmp_path / "run", "k": 4}
+    monkeypatch.setattr(crosscode.run, "save_silence", lambda *a: write_tensors({}, tmp_path / "x"))
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(SystemExit) as stopped:
+        main(factory("sae_topk"), options(**{**given, "num_steps": 2, "checkpoint_every": 100}))
+    assert stopped.value.code == 1
+    assert "could not be written to: No space left on device" in capsys.readouterr().err
 
 
 def test_text_is_described_by_what_it_holds(folder: Path, tmp_path: Path) -> None:

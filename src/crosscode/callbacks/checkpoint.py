@@ -59,6 +59,7 @@ class Checkpoint:
 
     def on_finish(self, trainer: Trainer) -> None:
         """The last checkpoint, with calibrated thresholds."""
+        self.wait()
         self._saved = None
         self._save_after(trainer)
         self.wait()

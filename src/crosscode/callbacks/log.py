@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from crosscode.checks import at_least
+from crosscode.errors import CrosscodeError
 from crosscode.metrics import Metric, measure
 from crosscode.phases import Phase
 from crosscode.training import StepReport, Trainer, describe
@@ -147,9 +148,12 @@ class JSONLines:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         kept = list(self._rows_up_to(trainer.state.step)) if self.path.exists() and trainer.state.step > 0 else []
         beside = self.path.with_name(f".{self.path.name}")  # rows that were kept once are not lost now
-        beside.write_text("".join(kept))
-        os.replace(beside, self.path)
-        self._stream = io.FileIO(self.path, "a")
+        try:
+            beside.write_text("".join(kept))
+            os.replace(beside, self.path)
+            self._stream = io.FileIO(self.path, "a")
+        except OSError as error:
+            raise CrosscodeError(f"{self.path} could not be written to: {error}. Make room, then --resume.") from error
 
     def _rows_up_to(self, last: int) -> Iterator[str]:
         for line in self.path.read_bytes().splitlines():

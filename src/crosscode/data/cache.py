@@ -15,6 +15,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import attrs
@@ -143,13 +144,16 @@ class ActivationCache:
                 acts = read_shard(file, shape, memory)
                 if self.dtype is not None and acts.dtype != self.dtype:
                     raise DamagedShard(f"it holds {acts.dtype}")
-                os.utime(file)  # used just now: the last to be removed
+                with suppress(OSError):  # somebody else's
+                    os.utime(file)  # used just now: the last to be removed
                 return acts
             except FileNotFoundError:
                 continue  # removed by another process
-            except (DamagedShard, OSError) as reason:
+            except DamagedShard as reason:
                 log.warning("cache shard %s is damaged (%s): it is dropped and harvested again", file, reason)
                 _remove(file)
+            except OSError as reason:  # too many open files, no permission: nothing is said of the shard itself
+                log.warning("cache shard %s cannot be read (%s): it is harvested again", file, reason)
         return None
 
     def _write(self, key: str, acts_HSPD: Float[Tensor, "H S P D"], about: dict[str, str]) -> None:
@@ -233,7 +237,7 @@ def verify_cache(directory: Path) -> tuple[int, list[Path]]:
             n_whole += 1
         except FileNotFoundError:
             continue
-        except (DamagedShard, OSError) as reason:
+        except DamagedShard as reason:
             log.warning("cache shard %s is damaged (%s): it is dropped", file, reason)
             _remove(file)
             damaged.append(file)

@@ -21,6 +21,7 @@ from crosscode.checks import at_least, at_most
 from crosscode.errors import BadInput
 from crosscode.evaluation.full import FOLDER, Evaluation
 from crosscode.evaluation.latent_scaling import LatentScaling, Verdicts
+from crosscode.run_files import write_tensors
 
 CLASSICAL = 0.1
 """Relative norms below it, or as close to 1, are exclusive in the classical bins."""
@@ -132,12 +133,10 @@ class Exclusivity:
 
     def save(self, run: Path) -> None:
         """Write `evaluation/exclusivity.json` and `evaluation/exclusivity.safetensors` into a run's folder."""
-        from safetensors.torch import save_file
-
         folder = run / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "exclusivity.json").write_text(json.dumps(self.numbers(), indent=2) + "\n")
-        save_file(dict(self.masks()), folder / "exclusivity.safetensors")
+        write_tensors(self.masks(), folder / "exclusivity.safetensors")
 
 
 def compared(evaluation: Evaluation) -> Compared | None:

@@ -37,6 +37,7 @@ from crosscode.evaluation.splice import Ablation, ModelSplices, splice
 from crosscode.evaluation.text import read_text
 from crosscode.metrics import ReconstructionBias, delta_norm, relative_norm
 from crosscode.models import PerSiteEncoder, SparseCoder, Trace
+from crosscode.run_files import write_tensors
 
 FOLDER = "evaluation"
 METRICS, LATENTS, EXAMPLES, TOKENS = "metrics.json", "latents.safetensors", "examples.safetensors", "tokens.json"
@@ -99,20 +100,18 @@ class Evaluation:
 
     def save(self, run: Path) -> Path:
         """Write the files below a run's folder; gives the folder they are in."""
-        from safetensors.torch import save_file
-
         folder = run / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         for name in (METRICS, LATENTS, EXAMPLES, TOKENS):  # none of an earlier evaluation beside this one
             (folder / name).unlink(missing_ok=True)
         content = {"from": self.source, "space": SPACE, "metrics": self.finite()}
         (folder / METRICS).write_text(json.dumps(content, indent=2) + "\n")
-        save_file({name: t.to("cpu", copy=True).contiguous() for name, t in self.latents.items()}, folder / LATENTS)
+        write_tensors({name: t.to("cpu", copy=True).contiguous() for name, t in self.latents.items()}, folder / LATENTS)
         if self.examples is not None:
             parts: dict[str, Any] = {**_fields(self.examples), **({} if self.logits is None else _fields(self.logits))}
             tensors = {name: t.to("cpu", copy=True).contiguous() for name, t in parts.items() if isinstance(t, Tensor)}
             plain = {name: json.dumps(value) for name, value in parts.items() if not isinstance(value, Tensor)}
-            save_file(tensors, folder / EXAMPLES, metadata=plain)
+            write_tensors(tensors, folder / EXAMPLES, plain)
             (folder / TOKENS).write_text(json.dumps(self.texts, indent=0) + "\n")
         return folder
 
@@ -198,6 +197,7 @@ def full_evaluation(
     """
     at_least("n_tokens", n_tokens, 1)
     at_least("splice_tokens", splice_tokens, 0)
+    at_least("example_latents", example_latents, 0)
     sites = site_names(data)
     accumulators = [metric.start() for metric in (*measures(coder, data), ReconstructionBias(sites))]
     activity = Activity.fresh(coder.n_latents)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from crosscode.errors import CrosscodeError
-from crosscode.saving import write_tensors
+from crosscode.run_files import write_tensors
 from crosscode.training.snapshot import Snapshot
 
 MANIFEST = "MANIFEST.json"
