@@ -157,6 +157,11 @@ class RunOptions:
         at_most("seed", self.seed, 2**63 - 1, "the largest seed")
         at_least("splice_tokens", self.splice_tokens, 0)
         at_least("drop_first", self.drop_first, 0)
+        if self.drop_first >= self.sequence_length:
+            raise BadInput(
+                f"drop_first={self.drop_first} leaves nothing of sequences of sequence_length={self.sequence_length} "
+                "tokens."
+            )
         share("lr_warmup", self.lr_warmup)
         share("lr_decay", self.lr_decay)
         positive("clip_norm", self.clip_norm)

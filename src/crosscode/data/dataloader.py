@@ -136,9 +136,6 @@ class Dataloader:
         inputs = self._sites("reads", self.reads)
         object.__setattr__(self, "_inputs", inputs)
         object.__setattr__(self, "_targets", inputs if self.writes is None else self._sites("writes", self.writes))
-        drop_first, S = self.harvester.drop_first, self.sequences.sequence_length
-        if drop_first >= S:
-            raise BadInput(f"drop_first={drop_first} leaves nothing of sequences of sequence_length={S} tokens.")
         self._check_enough_text()
 
     @property
