@@ -21,8 +21,6 @@ from crosscode.errors import LONGEST, BadInput, CrosscodeError, close_match
 COUNTS = ("num_steps", "n_latents", "k", "k_shared", "k_exclusive")  # of a recipe: 0 of them is refused at once
 LARGEST = 2**53  # that a float tells from its neighbours
 KINDS: Mapping[Any, str] = {int: "a whole number", float: "a number", str: "a text", Path: "a path"}
-
-
 UNUSABLE = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS)
 """What is wrong with a name that was given, as the system says it."""
 

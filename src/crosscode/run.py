@@ -8,7 +8,6 @@ makes every argument of the factory, and of `RunOptions`, an option of the comma
 
 import inspect
 import os
-import shutil
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -63,7 +62,7 @@ from crosscode.run_files import (
 )
 from crosscode.run_folder import (
     check_output,
-    made_unless_refused,
+    made_and_locked,
     refuse_cut_short,
     saying_how_to_resume,
     take_up,
@@ -71,7 +70,7 @@ from crosscode.run_folder import (
 )
 from crosscode.run_options import MLP_INPUTS, MLP_OUTPUTS, RESIDUAL, RunOptions, check_project
 from crosscode.saving import save
-from crosscode.training import Trainer, describe
+from crosscode.training import Trainer, delete_checkpoints, describe
 from crosscode.training.memory import Estimate, estimate, free_bytes, free_disk
 
 __all__ = ["MLP_INPUTS", "MLP_OUTPUTS", "RESIDUAL", "RunOptions", "main"]  # what a recipe needs
@@ -177,10 +176,10 @@ def run_recipe(trainer: Trainer, run: RunOptions, name: str) -> dict[str, Any]:
         *([] if profile is None else [profile]),
     )
     trainer.held_out = held_out_of(trainer.model, run)
-    with made_unless_refused(directory, trainer):
+    with made_and_locked(directory, trainer):
         take_up(trainer, directory, run.resume, run.resume_changed)
         if not run.resume:
-            shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)  # of a complete run, which this one replaces
+            delete_checkpoints(directory / CHECKPOINTS)  # of a complete run, which this one replaces
         (directory / SUMMARY).unlink(missing_ok=True)
         with writing(directory):
             run.write(directory / OPTIONS)

@@ -14,7 +14,7 @@
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,6 +29,18 @@ from crosscode.errors import CrosscodeError, first_line
 OPTIONS, CONFIGURATION, CURVES = "options.json", "configuration.json", "metrics.jsonl"
 SUMMARY, PROVENANCE, SILENCE = "summary.json", "provenance.json", "silence.safetensors"
 CODER, CHECKPOINTS, NULL, REPORT = "coder", "checkpoints", "null", "report.html"
+
+
+def rows_of(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of curves, each as its line and read; what a crash cut short, or is no row, is left out."""
+    for written in file.read_bytes().splitlines() if file.is_file() else ():
+        try:
+            line = written.decode()
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict) and type(row.get("step")) is int:
+            yield line, row
 
 
 def write_json(file: Path, content: Any) -> None:

@@ -4,18 +4,16 @@ import os
 import shlex
 import shutil
 import sys
-import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from signal import SIG_DFL, SIGINT, SIGTERM, getsignal
-from signal import signal as handle
-from types import FrameType
+from signal import SIGINT
 
 from crosscode.errors import BadInput, CrosscodeError
 from crosscode.run_files import CHECKPOINTS, SUMMARY
 from crosscode.training import Interrupted, NumericalError, Trainer, load_checkpoint, newest_checkpoint
+from crosscode.training.interrupt import Terminated, sigterm_as_interrupt
 
 LOCK = "run.lock"
 
@@ -35,7 +33,7 @@ def check_output(directory: Path) -> None:
 
 
 @contextmanager
-def made_unless_refused(directory: Path, trainer: Trainer) -> Iterator[None]:
+def made_and_locked(directory: Path, trainer: Trainer) -> Iterator[None]:
     """The directory of a run, locked; one that was not there before is gone again if input is refused before a step.
 
     Raises:
@@ -137,30 +135,15 @@ def saying_how_to_resume(directory: Path, arguments: Sequence[str]) -> Iterator[
         directory: the run's folder.
         arguments: of the command that was called.
     """
-    terminated = getsignal(SIGTERM)
-    if terminated is SIG_DFL and threading.current_thread() is threading.main_thread():
-        handle(SIGTERM, _terminate)  # in a step it is deferred; before and after the steps it stops here as Ctrl-C does
     try:
-        yield
+        with sigterm_as_interrupt():  # before and after the steps; in a step it is deferred
+            yield
     except NumericalError as error:
         raise NumericalError(f"{error} {how_to_resume(directory, arguments)}") from error
     except KeyboardInterrupt as stopped:
         signal = stopped.signal if isinstance(stopped, Interrupted | Terminated) else SIGINT
         print(f"{str(stopped) or 'stopped at once'}. {how_to_resume(directory, arguments)}", file=sys.stderr)
         raise SystemExit(128 + signal) from None
-    finally:
-        if getsignal(SIGTERM) is _terminate:
-            handle(SIGTERM, terminated)
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM came outside of training's steps."""
-
-    signal = SIGTERM
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise Terminated
 
 
 def how_to_resume(directory: Path, arguments: Sequence[str]) -> str:

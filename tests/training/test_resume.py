@@ -22,7 +22,7 @@ from crosscode.data import TokenSequences, load_language_model
 from crosscode.errors import BadInput
 from crosscode.run import main
 from crosscode.run_files import write_tensors
-from crosscode.run_folder import locked, made_unless_refused
+from crosscode.run_folder import locked, made_and_locked
 from crosscode.training import Trainer, describe
 from crosscode.training.description import SAMPLED
 
@@ -131,19 +131,19 @@ def test_who_is_refused_leaves_the_folder_of_another_run(tmp_path: Path) -> None
     directory = tmp_path / "run"
     exists = Path.exists
 
-    with made_unless_refused(directory, trainer):
+    with made_and_locked(directory, trainer):
         (directory / "checkpoints").mkdir()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Path, "exists", lambda self: self != directory and exists(self))  # seen before it was made
-            with pytest.raises(BadInput, match="in use"), made_unless_refused(directory, trainer):
+            with pytest.raises(BadInput, match="in use"), made_and_locked(directory, trainer):
                 raise AssertionError("two runs in one folder")
     assert (directory / "checkpoints").is_dir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Path, "exists", lambda self: self != directory and exists(self))
-        with pytest.raises(BadInput, match="late"), made_unless_refused(directory, trainer):
+        with pytest.raises(BadInput, match="late"), made_and_locked(directory, trainer):
             raise BadInput("late")
     assert (directory / "checkpoints").is_dir()
-    with pytest.raises(BadInput), made_unless_refused(tmp_path / "fresh", trainer):
+    with pytest.raises(BadInput), made_and_locked(tmp_path / "fresh", trainer):
         raise BadInput("refused")
     assert not (tmp_path / "fresh").exists()
 

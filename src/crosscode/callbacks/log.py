@@ -12,7 +12,7 @@ import os
 import sys
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from queue import Full, Queue
@@ -27,6 +27,7 @@ from crosscode.checks import at_least
 from crosscode.errors import CrosscodeError
 from crosscode.metrics import Metric, measure
 from crosscode.phases import Phase
+from crosscode.run_files import rows_of
 from crosscode.training import StepReport, Trainer, describe
 
 MOST_WAITING = 1000  # rows that wait for room on the disk, or for wandb
@@ -146,7 +147,7 @@ class JSONLines:
 
     def open(self, trainer: Trainer) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        kept = list(self._rows_up_to(trainer.state.step)) if self.path.exists() and trainer.state.step > 0 else []
+        kept = [f"{line}\n" for line, row in rows_of(self.path) if 0 < row["step"] <= trainer.state.step]
         beside = self.path.with_name(f".{self.path.name}")  # rows that were kept once are not lost now
         try:
             beside.write_text("".join(kept))
@@ -154,15 +155,6 @@ class JSONLines:
             self._stream = io.FileIO(self.path, "a")
         except OSError as error:
             raise CrosscodeError(f"{self.path} could not be written to: {error}. Make room, then --resume.") from error
-
-    def _rows_up_to(self, last: int) -> Iterator[str]:
-        for line in self.path.read_bytes().splitlines():
-            try:
-                step = json.loads(line)["step"]
-            except (ValueError, LookupError, TypeError, RecursionError):
-                continue  # a row that a crash cut short, or that is none
-            if type(step) is int and step <= last:
-                yield line.decode() + "\n"
 
     def write(self, step: int, numbers: Mapping[str, float], samples: Mapping[str, Tensor]) -> None:
         tenths = torch.linspace(0, 1, 11, dtype=torch.float64)
@@ -222,9 +214,7 @@ class WeightsAndBiases:
     patience: float = attrs.field(default=60.0, kw_only=True)
     hold: bool = attrs.field(default=False, kw_only=True)
     _run: Any = attrs.field(default=None, init=False, repr=False)
-    _rows: "Queue[Callable[[], None] | None]" = attrs.field(
-        factory=lambda: Queue(MOST_WAITING), init=False, repr=False
-    )
+    _rows: "Queue[Callable[[], None] | None]" = attrs.field(factory=lambda: Queue(MOST_WAITING), init=False, repr=False)
     _thread: Thread | None = attrs.field(default=None, init=False, repr=False)
     _error: Exception | None = attrs.field(default=None, init=False, repr=False)
     _failed: bool = attrs.field(default=False, init=False, repr=False)

@@ -4,7 +4,7 @@ to one of two models and how often that is said wrongly, and what each latent fi
 from crosscode.evaluation.activity import Activity
 from crosscode.evaluation.examples import Examples, find_examples
 from crosscode.evaluation.exclusivity import Calls, Compared, Exclusivity, compared, exclusivity, remove_exclusivity
-from crosscode.evaluation.full import CutOffs, Evaluation, full_evaluation, is_evaluated
+from crosscode.evaluation.full import CutOffs, Evaluation, free_L, full_evaluation, is_evaluated
 from crosscode.evaluation.held_out import evaluate
 from crosscode.evaluation.latent_scaling import LatentScaling, Verdicts, latent_scaling
 from crosscode.evaluation.logit_attribution import LogitAttribution, attribute_logits
@@ -31,6 +31,7 @@ __all__ = [
     "evaluate",
     "exclusivity",
     "find_examples",
+    "free_L",
     "full_evaluation",
     "is_evaluated",
     "latent_scaling",

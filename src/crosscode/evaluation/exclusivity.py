@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from crosscode.checks import at_least, at_most
 from crosscode.errors import BadInput
-from crosscode.evaluation.full import FOLDER, Evaluation
+from crosscode.evaluation.full import FOLDER, Evaluation, free_L
 from crosscode.evaluation.latent_scaling import LatentScaling, Verdicts
 from crosscode.run_files import write_tensors
 
@@ -143,8 +142,7 @@ def compared(evaluation: Evaluation) -> Compared | None:
     """What an evaluation says of two models; silent and tied latents may not be called. None of other coders."""
     if evaluation.scaling is None:
         return None
-    fired_L = evaluation.latents["count_L"] > 0
-    return Compared(evaluation.scaling, fired_L & ~evaluation.latents.get("tied_L", torch.zeros_like(fired_L)))
+    return Compared(evaluation.scaling, free_L(evaluation.latents))
 
 
 def remove_exclusivity(run: Path) -> None:

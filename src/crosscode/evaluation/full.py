@@ -335,22 +335,26 @@ def _scaling_of(latents: Mapping[str, Tensor]) -> tuple[LatentScaling, LatentSca
     return along(0), along(1)
 
 
+def free_L(latents: Mapping[str, Tensor]) -> Bool[Tensor, " L"]:
+    """Of an evaluation's latents those that fired and are not tied between models by construction."""
+    fired_L = latents["count_L"] > 0
+    return fired_L & ~latents["tied_L"] if "tied_L" in latents else fired_L
+
+
 def _decoders(latents: Mapping[str, Tensor]) -> dict[str, float]:
-    """Shares of the latents that fired and are not tied in the classical bins, in both conventions, and cosines."""
-    free_L = latents["count_L"] > 0
-    if "tied_L" in latents:
-        free_L = free_L & ~latents["tied_L"]
+    """Shares of the free latents in the classical bins, in both conventions, and cosines."""
+    mask_L = free_L(latents)
     found: dict[str, float] = {}
     for name in ("relative_norm", "delta_norm"):
         if f"{name}_L" in latents:
-            value_L = latents[f"{name}_L"][free_L].double()
+            value_L = latents[f"{name}_L"][mask_L].double()
             found |= {
                 f"{name}/below_0.1": float((value_L < 0.1).double().mean()),
                 f"{name}/0.4_to_0.6": float(((value_L >= 0.4) & (value_L <= 0.6)).double().mean()),
                 f"{name}/above_0.9": float((value_L > 0.9).double().mean()),
             }
     if "cosine_LP" in latents:
-        found["decoder_cosine/median"] = float(latents["cosine_LP"][free_L].nanmedian())
+        found["decoder_cosine/median"] = float(latents["cosine_LP"][mask_L].nanmedian())
     return found
 
 

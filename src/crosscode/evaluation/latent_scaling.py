@@ -104,15 +104,24 @@ class LatentScaling:
         mask_L = self.relative_norm_L >= candidates if isinstance(candidates, int | float) else candidates.cpu()
         if mask_L.shape != self.count_L.shape:
             raise BadInput(f"candidates has {len(mask_L)} entries for {len(self.count_L)} latents.")
+        said = {name: int((mask_L & said_L).sum()) for name, said_L in self.verdicts_L(nu_error, nu_recon).items()}
+        return Verdicts(n_candidates=int(mask_L.sum()), **{f"n_{name}": n for name, n in said.items()})
+
+    def verdicts_L(self, nu_error: float = 0.2, nu_recon: float = 0.5) -> dict[str, Bool[Tensor, " L"]]:
+        """What makes each latent look exclusive: `specific` to its model, `complete_shrinkage`, `latent_decoupling`,
+        both of these, or `undefined`.
+
+        Args:
+            nu_error: see `specific_L`.
+            nu_recon: see `specific_L`.
+        """
         undefined_L = self.nu_error_L.isnan() | self.nu_recon_L.isnan()
-        defined_L = mask_L & ~undefined_L
-        return Verdicts(
-            n_candidates=int(mask_L.sum()),
-            n_specific=int((defined_L & self.specific_L(nu_error, nu_recon)).sum()),
-            n_complete_shrinkage=int((defined_L & (self.nu_error_L >= nu_error)).sum()),
-            n_latent_decoupling=int((defined_L & (self.nu_recon_L >= nu_recon)).sum()),
-            n_undefined=int((mask_L & undefined_L).sum()),
-        )
+        return {
+            "specific": ~undefined_L & self.specific_L(nu_error, nu_recon),
+            "complete_shrinkage": ~undefined_L & (self.nu_error_L >= nu_error),
+            "latent_decoupling": ~undefined_L & (self.nu_recon_L >= nu_recon),
+            "undefined": undefined_L,
+        }
 
 
 @torch.no_grad()

@@ -344,20 +344,23 @@ def browser_data(run: SavedRun) -> dict[str, Any]:
     }
 
 
+VERDICTS = {
+    "specific": "confirmed by latent scaling",
+    "complete_shrinkage": "complete shrinkage",
+    "latent_decoupling": "latent decoupling",
+    "undefined": "undefined",
+}
+
+
 def verdicts(run: SavedRun) -> list[str]:
     """What latent scaling says of each latent beyond a cut-off (Minder et al. 2025); nothing of the others."""
     scaling, at = run.evaluation.scaling, run.cut_offs
     assert scaling is not None
-    said = [""] * len(run.fired_L())
+    said: list[str] = [""] * len(run.fired_L())
     for model in (0, 1):
+        verdicts_L = scaling[model].verdicts_L(at["nu_error"], at["nu_recon"])
         for latent in run.beyond_L(model).nonzero()[:, 0].tolist():
-            nu_error, nu_recon = (float(of[latent]) for of in (scaling[model].nu_error_L, scaling[model].nu_recon_L))
-            if math.isnan(nu_error) or math.isnan(nu_recon):
-                said[latent] = "undefined"
-                continue
-            shrunk = "complete shrinkage" if nu_error >= at["nu_error"] else ""
-            decoupled = "latent decoupling" if nu_recon >= at["nu_recon"] else ""
-            said[latent] = " and ".join(filter(None, (shrunk, decoupled))) or "confirmed by latent scaling"
+            said[latent] = " and ".join(VERDICTS[name] for name, of_L in verdicts_L.items() if of_L[latent])
     return said
 
 

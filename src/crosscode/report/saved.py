@@ -1,6 +1,5 @@
 """What a run's folder holds, read for showing; what is missing is simply not shown."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from crosscode import run_files
 from crosscode.errors import BadInput
-from crosscode.evaluation import Evaluation, is_evaluated
+from crosscode.evaluation import Evaluation, free_L, is_evaluated
 
 EXCLUSIVITY = "exclusivity"
 
@@ -79,8 +78,7 @@ class SavedRun:
 
     def free_L(self) -> Bool[Tensor, " L"]:
         """Latents that fired and are not tied between models by construction."""
-        fired_L = self.fired_L()
-        return fired_L & ~self.evaluation.latents.get("tied_L", torch.zeros_like(fired_L))
+        return free_L(self.evaluation.latents)
 
     def beyond_L(self, model: int) -> Bool[Tensor, " L"]:
         """Free latents whose relative norm lies beyond the cut-off towards the first (0) or the second model (1)."""
@@ -119,21 +117,9 @@ def read_run(folder: Path) -> SavedRun:
         configuration=run_files.read_json(folder / run_files.CONFIGURATION) or {},
         summary=run_files.read_json(folder / run_files.SUMMARY) or {},
         provenance=run_files.read_json(folder / run_files.PROVENANCE) or {},
-        curves=_rows(folder / run_files.CURVES),
+        curves=[row for _, row in run_files.rows_of(folder / run_files.CURVES)],
         evaluation=Evaluation.load(folder),
         null=Evaluation.load(folder / run_files.NULL) if is_evaluated(folder / run_files.NULL) else None,
         exclusivity=run_files.read_json(folder / "evaluation" / f"{EXCLUSIVITY}.json"),
         masks=load_file(masks) if masks.is_file() else {},
     )
-
-
-def _rows(file: Path) -> list[dict[str, Any]]:
-    rows = []
-    for line in file.read_text(errors="replace").splitlines() if file.is_file() else ():
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue  # a row that a crash cut short
-        if isinstance(row, dict) and type(row.get("step")) is int:
-            rows.append(row)
-    return rows

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from crosscode.evaluation import Evaluation, Exclusivity
+from crosscode.evaluation import Evaluation, Exclusivity, free_L
 
 BEFORE, AFTER = 36, 24  # characters of context on either side of a token
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -76,10 +76,10 @@ def _one_sided(evaluation: Evaluation, most: int = 3) -> Iterator[str]:
     rho_L, fired_L = evaluation.latents["relative_norm_L"], evaluation.latents["count_L"] > 0
     one, other = evaluation.source["models"][:2]
     at = evaluation.source["cut_offs"]["relative_norm"]
-    untied_L = fired_L & ~evaluation.latents.get("tied_L", torch.zeros_like(fired_L))
-    n = int(untied_L.sum())
+    shown_L = free_L(evaluation.latents)
+    n = int(shown_L.sum())
     yield f"\nRelative decoder norms of the {n} untied latents that fired: 0 only {one}, 1 only {other}"
-    yield histogram(rho_L[untied_L])
+    yield histogram(rho_L[shown_L])
     for model in (other, one):
         found = {key: int(evaluation.metrics.get(f"exclusive/{model}/{key}", 0)) for key in ("candidates", "specific")}
         order = rho_L.masked_fill(~fired_L, 0.5).argsort(descending=model == other, stable=True)

@@ -4,7 +4,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from signal import SIG_IGN, SIGINT, SIGTERM, Signals, getsignal, raise_signal
+from signal import SIG_DFL, SIG_IGN, SIGINT, SIGTERM, Signals, getsignal, raise_signal
 from signal import signal as handle
 from types import FrameType
 
@@ -25,6 +25,12 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, signal: Signals, step: int) -> None:
         super().__init__(f"stopped after step {step} by {signal.name}")
         self.signal, self.step = signal, step
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came outside of training's steps."""
+
+    signal = SIGTERM
 
 
 @attrs.define(eq=False)
@@ -75,3 +81,20 @@ def deferred_interrupts() -> Iterator[Request]:
         yield request
     finally:
         restore()
+
+
+@contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """SIGTERM stops what is in here as Ctrl-C does, by `Terminated`, unless the program has other plans for it."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread() or getsignal(SIGTERM) is not SIG_DFL:
+        yield
+        return
+    handle(SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        handle(SIGTERM, SIG_DFL)
