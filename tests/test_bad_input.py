@@ -176,11 +176,11 @@ MLP_OUT = [f"blocks.{i}.hook_mlp_out" for i in range(4)]
         ("clt_topk", {"k": 33}, ["k=33", "n_latents=32"]),
         ("sae_topk", {"k": 33}, ["k=33", "n_latents=32"]),
         ("skip_transcoder", {"k": 33}, ["k=33", "n_latents=32"]),
-        ("feb_diffing_topk", {"k_shared": 33, "models": TWO, "n_shared": 8}, ["k=33", "n_latents=8"]),
+        ("feb_diffing_topk", {"k_shared": 9, "models": TWO, "n_shared": 8}, ["k=9", "n_latents=8"]),
         (
             "feb_diffing_topk",
-            {"k_shared": 4, "k_exclusive": 33, "models": TWO, "n_shared": 8},
-            ["k=33", "n_latents=24"],
+            {"k_shared": 4, "k_exclusive": 25, "models": TWO, "n_shared": 8},
+            ["k=25", "n_latents=24"],
         ),
         ("feb_diffing_topk", {"pricing": "price", "price": 0, "models": TWO, "n_shared": 8}, ["price=0", "0"]),
         ("feb_diffing_topk", {"pricing": "prize", "models": TWO}, ["--pricing='prize'", "Did you mean 'price'"]),
@@ -539,6 +539,47 @@ def test_a_real_process_ends_with_2_and_one_line(command: str, said: str, tmp_pa
     assert (ran.returncode, ran.stdout) == (2, "")
     (line,) = ran.stderr.splitlines()
     assert line.startswith(said)
+    assert not list(tmp_path.iterdir())
+
+
+NO_MODEL_NEEDED = """
+import sys
+import crosscode.run
+
+sys.path.insert(0, {recipes!r})
+for line in {lines!r}:
+    recipe, *options = line.split()
+    try:
+        crosscode.run.main(getattr(__import__(recipe), recipe), options)
+    except SystemExit as stopped:
+        assert stopped.code == 2, line
+    assert "transformers" not in sys.modules, line
+"""
+
+
+def test_what_needs_no_model_is_told_before_anything_of_models_is_imported(tmp_path: Path) -> None:
+    """The import of transformers alone takes seconds."""
+    lines = (
+        "feb_diffing_topk --dead-after 0",
+        "feb_diffing_topk --k-shared 1025",
+        "feb_diffing_topk --n-shared 300 --n-latents 299",
+        "sae_topk --k 65 --n-latents 64",
+        "clt_topk --k 0",
+        "compound_clt --lr -1",
+        "l1_crosscoder --n-latents 2.5",
+        "l1_crosscoder --num-step 3",
+        "l1_crosscoder --lr-warmup 0.9 --lr-decay 1.01",
+        "l1_crosscoder --output /dev/null/run",
+        "l1_crosscoder --models",
+        "skip_transcoder --precision fp16",
+    )
+    path = str(Path(crosscode.__file__).parents[1])
+    ran = subprocess.run(
+        [sys.executable, "-c", NO_MODEL_NEEDED.format(recipes=str(RECIPES), lines=lines)],
+        capture_output=True, text=True, check=False, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    assert [line.split(":")[0] for line in ran.stderr.splitlines()] == ["error"] * len(lines)
     assert not list(tmp_path.iterdir())
 
 

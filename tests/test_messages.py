@@ -5,13 +5,15 @@ import importlib
 import inspect
 import pkgutil
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import crosscode
-from crosscode.errors import BadInput, CrosscodeError
+from crosscode.command_line import errors_in_one_line
+from crosscode.errors import BadInput, CrosscodeError, CrosscodeWarning, warn
 
 PACKAGE = Path(crosscode.__file__).parent
 PAGE = PACKAGE.parents[1] / "docs" / "when_something_goes_wrong.md"
@@ -67,10 +69,8 @@ def messages() -> Iterator[tuple[str, str]]:
             if not isinstance(call, ast.Call) or not call.args:
                 continue
             raised = isinstance(node, ast.Raise) and called(call.func) in names
-            warned = called(call.func) in ("warn", "warning") and called(getattr(call.func, "value", call)) in (
-                "warnings",
-                "log",
-            )
+            logged = called(call.func) == "warning" and called(getattr(call.func, "value", call)) == "log"
+            warned = logged or called(call.func) == "warn"
             if (raised and called(call.func) not in REASONS) or warned:
                 text = re.sub(rf"{GAP}+", GAP, text_of(call.args[0]))
                 yield f"{file.relative_to(PACKAGE)}:{node.lineno}", text
@@ -132,3 +132,14 @@ def test_an_error_is_one_line(name: str) -> None:
     assert len(str(error)) < 1100
     assert str(error).endswith("the end.")
     assert issubclass(BadInput, ValueError)
+
+
+def test_a_warning_is_one_line() -> None:
+    """Of its own category, which a user can turn off; a command shows it without its place in the source."""
+    with pytest.warns(CrosscodeWarning, match="^first second$"):
+        warn("first\nsecond")
+    usual = warnings.formatwarning
+    with errors_in_one_line():
+        assert warnings.formatwarning("said", CrosscodeWarning, __file__, 1) == "warning: said\n"
+        assert warnings.formatwarning("said", UserWarning, __file__, 1) == usual("said", UserWarning, __file__, 1)
+    assert warnings.formatwarning is usual

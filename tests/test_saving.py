@@ -49,6 +49,13 @@ def coders() -> dict[str, SparseCoder]:
     }
 
 
+def without_checksum(directory: Path) -> Path:
+    """A saved coder as in a checkpoint, where the manifest has the checksums: damage gets as far as the reader."""
+    spec = directory / "coder.json"
+    spec.write_text(json.dumps(json.loads(spec.read_text()) | {"sha256": None}))
+    return directory
+
+
 def assert_loads_or_refuses(directory: Path) -> None:
     """A coder, or an error of ours in one line: anything else is raised."""
     refusal = ""
@@ -198,7 +205,7 @@ def test_weights_cut_short_anywhere_are_refused(tmp_path: Path) -> None:
 @given(data=st.data())
 def test_an_altered_header_loads_or_is_refused(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Bytes of the safetensors header overwritten: one of our errors, or a coder of the right shapes."""
-    directory = save(sae(4, 6, ReLU()), tmp_path_factory.getbasetemp() / "header")
+    directory = without_checksum(save(sae(4, 6, ReLU()), tmp_path_factory.getbasetemp() / "header"))
     file = directory / "model.safetensors"
     content = bytearray(file.read_bytes())
     n_header = 8 + struct.unpack("<Q", content[:8])[0]
@@ -208,11 +215,29 @@ def test_an_altered_header_loads_or_is_refused(data: st.DataObject, tmp_path_fac
     assert_loads_or_refuses(directory)
 
 
+@given(data=st.data())
+def test_weights_that_were_altered_are_refused(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Any bit of the weights' file."""
+    directory = save(sae(4, 6, ReLU()), tmp_path_factory.getbasetemp() / "altered")
+    file = directory / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    file.write_bytes(content)
+    with pytest.raises(NotLoadable, match="has been altered"):
+        load(directory)
+
+
+def test_a_device_that_is_not_there(tmp_path: Path) -> None:
+    """Named, before anything is read."""
+    with pytest.raises(BadInput, match="device 'gpu' is not available here"):
+        load(tmp_path / "nothing", device="gpu")
+
+
 def test_weights_of_another_kind_are_refused(tmp_path: Path) -> None:
     """Integers cannot be weights."""
     from safetensors.torch import load_file, save_file
 
-    save(sae(4, 6, ReLU()), tmp_path)
+    without_checksum(save(sae(4, 6, ReLU()), tmp_path))
     weights = load_file(tmp_path / "model.safetensors")
     weights["encoder.W_enc_XiDiL"] = weights["encoder.W_enc_XiDiL"].to(torch.int64)
     save_file(weights, tmp_path / "model.safetensors")

@@ -4,7 +4,9 @@ import math
 from collections.abc import Collection, Sequence
 from typing import Any, get_args
 
-from crosscode.errors import BadInput, close_match
+import torch
+
+from crosscode.errors import BadInput, close_match, first_line
 
 
 def number(name: str, value: float | int) -> None:
@@ -82,6 +84,18 @@ def function(name: str, value: object) -> None:
 def _shown(value: object) -> str:
     text = repr(value)
     return f"a {type(value).__name__}" if len(text) > 60 or "\n" in text else text
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """The device of that name, or a line that says why this torch cannot compute on it."""
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+        if found.type == "meta":
+            raise NotImplementedError("it holds no values")
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise BadInput(f"device {str(device)!r} is not available here: {first_line(error)}") from error
+    return found
 
 
 def contiguous(name: str, latents: slice) -> None:

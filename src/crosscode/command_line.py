@@ -8,6 +8,7 @@ import io
 import itertools
 import math
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
@@ -15,10 +16,11 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import attrs
 
-from crosscode.checks import at_least, at_most
-from crosscode.errors import LONGEST, BadInput, CrosscodeError, close_match
+from crosscode.checks import at_least, at_most, positive
+from crosscode.errors import LONGEST, BadInput, CrosscodeError, CrosscodeWarning, close_match
 
 COUNTS = ("num_steps", "n_latents", "k", "k_shared", "k_exclusive")  # of a recipe: 0 of them is refused at once
+PARTS_OF_LATENTS = ("k", "k_shared", "k_exclusive", "n_shared")  # of a recipe: at most `n_latents`
 LARGEST = 2**53  # that a float tells from its neighbours
 KINDS: Mapping[Any, str] = {int: "a whole number", float: "a number", str: "a text", Path: "a path"}
 UNUSABLE = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS)
@@ -27,7 +29,12 @@ UNUSABLE = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno
 
 @contextlib.contextmanager
 def errors_in_one_line() -> Iterator[None]:
-    """Ends the program with one line: exit code 2 for bad input, 1 for what else crosscode raises on purpose."""
+    """Ends the program with one line: exit code 2 for bad input, 1 for what else crosscode raises on purpose.
+
+    Warnings of crosscode are one line too, without the place in its source.
+    """
+    usual = warnings.formatwarning
+    warnings.formatwarning = functools.partial(_warning_in_one_line, usual)
     try:
         yield
     except CrosscodeError as error:
@@ -38,6 +45,14 @@ def errors_in_one_line() -> Iterator[None]:
             raise
         print(f"error: {error.strerror}: {str(error.filename)!r}"[:LONGEST], file=sys.stderr)
         raise SystemExit(2) from None
+    finally:
+        warnings.formatwarning = usual
+
+
+def _warning_in_one_line(usual: Callable[..., str], message: Any, category: type[Warning], *place: Any) -> str:
+    if issubclass(category, CrosscodeWarning):
+        return f"warning: {message}\n"
+    return usual(message, category, *place)
 
 
 def read_options(factory: Callable[..., Any], arguments: Sequence[str]) -> tuple[Any, dict[str, Any]]:
@@ -52,12 +67,15 @@ def read_options(factory: Callable[..., Any], arguments: Sequence[str]) -> tuple
     for name, parameter in inspect.signature(factory).parameters.items():
         if type(parameter.default) in (int, float):
             _check_number(name, scheme[name], parameter.default)
+        # A default that was not asked for may belong to another style, which does not use it.
+        if name in PARTS_OF_LATENTS and scheme[name] != parameter.default and "n_latents" in scheme:
+            at_most(name, scheme[name], scheme["n_latents"], "n_latents")
+    if "dead_after" in scheme:
+        positive("dead_after", scheme["dead_after"])
     return scheme.pop("run"), scheme
 
 
-def read_command(
-    commands: Mapping[str, Callable[..., Any]], arguments: Sequence[str], prog: str
-) -> Callable[[], Any]:
+def read_command(commands: Mapping[str, Callable[..., Any]], arguments: Sequence[str], prog: str) -> Callable[[], Any]:
     """The command that the first word names, with its arguments, ready to be called.
 
     Args:

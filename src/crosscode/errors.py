@@ -1,6 +1,7 @@
 """Bad input gets one clear line: which argument, what it was, what is allowed, the close match."""
 
 import difflib
+import warnings
 from collections.abc import Iterable
 
 DAMAGE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)
@@ -18,6 +19,15 @@ class CrosscodeError(Exception):
 
 class BadInput(CrosscodeError, ValueError):
     """An argument that cannot work, found before any expensive work starts."""
+
+
+class CrosscodeWarning(UserWarning):
+    """Every warning of crosscode: something was lost or will differ, and the run goes on; one line."""
+
+
+def warn(text: str) -> None:
+    """Warn whoever called the caller."""
+    warnings.warn(CrosscodeWarning(" ".join(text.splitlines())), stacklevel=3)
 
 
 def close_match(name: str, allowed: Iterable[str], most: int = 3) -> str:

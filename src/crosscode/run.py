@@ -9,7 +9,6 @@ makes every argument of the factory, and of `RunOptions`, an option of the comma
 import inspect
 import os
 import sys
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,7 +30,7 @@ from crosscode.callbacks import (
 )
 from crosscode.command_line import errors_in_one_line, read_options
 from crosscode.data import Dataloader
-from crosscode.errors import BadInput, CrosscodeError
+from crosscode.errors import BadInput, CrosscodeError, warn
 from crosscode.evaluation import (
     Evaluation,
     Exclusivity,
@@ -257,7 +256,7 @@ def _report(directory: Path, wandb: WeightsAndBiases | None = None) -> None:
         if wandb is not None:
             wandb.show(page, figures_of(directory))
     except Exception as error:
-        warnings.warn(f"no report was made ({type(error).__name__}: {error}); the run is complete.", stacklevel=2)
+        warn(f"no report was made ({type(error).__name__}: {error}); the run is complete.")
 
 
 def main(factory: Callable[..., Trainer], arguments: Sequence[str] | None = None) -> dict[str, Any]:

@@ -4,14 +4,13 @@ import os
 import shlex
 import shutil
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from signal import SIGINT
 
-from crosscode.errors import BadInput, CrosscodeError
-from crosscode.run_files import CHECKPOINTS, SUMMARY
+from crosscode.errors import BadInput, CrosscodeError, warn
+from crosscode.run_files import CHECKPOINTS, NULL, SUMMARY
 from crosscode.training import Interrupted, NumericalError, Trainer, load_checkpoint, newest_checkpoint
 from crosscode.training.interrupt import Terminated, sigterm_as_interrupt
 
@@ -42,7 +41,7 @@ def made_and_locked(directory: Path, trainer: Trainer) -> Iterator[None]:
     existed = directory.exists()
     try:
         directory.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:  # a name with a zero byte is a ValueError
+    except (OSError, ValueError, RecursionError) as error:  # a name with a zero byte is a ValueError
         why = getattr(error, "strerror", None) or error
         raise BadInput(f"output={str(directory)!r} cannot be made: {why}.") from error
     with locked(directory):
@@ -73,7 +72,7 @@ def locked(directory: Path) -> Iterator[None]:
             f"output={str(directory)!r} is in use by another run: wait for its end, or give another --output."
         ) from None
     except (OSError, NotImplementedError) as error:  # some network file systems have no locks
-        warnings.warn(f"{directory} cannot be locked ({error}): let no other run write there.", stacklevel=3)
+        warn(f"{directory} cannot be locked ({error}): let no other run write there.")
     try:
         yield
     finally:
@@ -151,6 +150,8 @@ def how_to_resume(directory: Path, arguments: Sequence[str]) -> str:
     newest = newest_checkpoint(directory / CHECKPOINTS)
     if newest is None:
         return "Nothing was saved yet: the same command begins again."
+    of_null = newest_checkpoint(directory / NULL / CHECKPOINTS) if (directory / SUMMARY).exists() else None
+    newest, which = (newest, "") if of_null is None else (of_null, " of the null run")
     again = arguments if "--resume" in arguments else [*arguments, "--resume"]
     command = shlex.join([Path(sys.executable).name, sys.argv[0], *again])
-    return f"Go on from step {int(newest.name.removeprefix('step_'))} with: {command}"
+    return f"Go on from step {int(newest.name.removeprefix('step_'))}{which} with: {command}"

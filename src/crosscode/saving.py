@@ -17,13 +17,15 @@ import attrs
 import torch
 from torch import nn
 
+from crosscode.checks import usable_device
 from crosscode.errors import BadInput, CrosscodeError, close_match, first_line
 from crosscode.models import SparseCoder
 from crosscode.module import fields_of
-from crosscode.run_files import write_tensors
+from crosscode.run_files import sha256_of, write_tensors
 
 SPEC, WEIGHTS = "coder.json", "model.safetensors"
 FORMAT = 1
+SHA256 = "sha256"  # of the weights' file, in the spec's; those of a checkpoint are in its manifest
 CoderType = TypeVar("CoderType", bound=nn.Module)
 
 
@@ -49,9 +51,9 @@ def spec_of(part: object) -> Any:
     raise BadInput(f"{type(part).__name__} cannot be saved: make it an attrs class (`crosscode.module` for modules).")
 
 
-def spec_text(coder: nn.Module) -> str:
+def spec_text(coder: nn.Module, **more: str) -> str:
     """What `coder.json` holds."""
-    return json.dumps({"format": FORMAT, "coder": spec_of(coder)}, indent=2) + "\n"
+    return json.dumps({"format": FORMAT, **more, "coder": spec_of(coder)}, indent=2) + "\n"
 
 
 def class_name(cls: type) -> str:
@@ -138,18 +140,20 @@ def save(coder: nn.Module, directory: str | os.PathLike[str]) -> Path:
         OSError: it could not be written, for want of room say.
     """
     directory = Path(directory)
-    text = spec_text(coder)
+    spec_text(coder)  # what cannot be saved is told before anything is written
     directory.mkdir(parents=True, exist_ok=True)
     # Copies: safetensors refuses tensors that share memory, as a user's tied weights do.
     weights = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in coder.state_dict().items()}
     write_tensors(weights, directory / f".{WEIGHTS}")
-    (directory / f".{SPEC}").write_text(text)
+    (directory / f".{SPEC}").write_text(spec_text(coder, **{SHA256: sha256_of(directory / f".{WEIGHTS}")}))
     os.replace(directory / f".{WEIGHTS}", directory / WEIGHTS)
     os.replace(directory / f".{SPEC}", directory / SPEC)
     return directory
 
 
-def load(directory: str | os.PathLike[str], classes: Iterable[type] = (), device: str = "cpu") -> SparseCoder:
+def load(
+    directory: str | os.PathLike[str], classes: Iterable[type] = (), device: str | torch.device = "cpu"
+) -> SparseCoder:
     """Read a coder written by `save`, in eval mode.
 
     Args:
@@ -159,11 +163,11 @@ def load(directory: str | os.PathLike[str], classes: Iterable[type] = (), device
 
     Raises:
         BadInput: the directory holds no coder.
-        NotLoadable: a file is damaged, names foreign code, or sizes do not agree.
+        NotLoadable: a file is damaged or not the one that was saved, names foreign code, or sizes do not agree.
     """
     from safetensors import SafetensorError, safe_open
 
-    directory, classes = Path(directory), list(classes)
+    directory, classes, device = Path(directory), list(classes), usable_device(device)
     for name in (SPEC, WEIGHTS):
         if not (directory / name).is_file():
             raise BadInput(f"{str(directory)!r} holds no saved coder: {name} is missing.")
@@ -174,6 +178,8 @@ def load(directory: str | os.PathLike[str], classes: Iterable[type] = (), device
     if not isinstance(content, dict) or content.get("format") != FORMAT or "coder" not in content:
         raise NotLoadable(f"{directory / SPEC} is not of format {FORMAT}.")
     try:
+        if content.get(SHA256) is not None and content[SHA256] != sha256_of(directory / WEIGHTS):
+            raise NotLoadable(f"{directory / WEIGHTS} has been altered: it is not what was saved with {SPEC}.")
         with safe_open(directory / WEIGHTS, "pt") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
             _check_sizes(content["coder"], shapes, classes, directory)

@@ -213,7 +213,7 @@ def test_a_run_goes_on_when_wandb_breaks(tmp_path: Path, monkeypatch: pytest.Mon
         def finish(self) -> None:
             raise OSError("disk full")
 
-    monkeypatch.setattr(WeightsAndBiases, "_open", lambda sink, trainer: setattr(sink, "_run", Broken()))
+    monkeypatch.setattr(WeightsAndBiases, "_open", lambda sink, *run: setattr(sink, "_run", Broken()))
     sink = WeightsAndBiases("offline")
     with pytest.warns(UserWarning, match="disk full") as caught:
         coder = a_trainer(Log([sink, JSONLines(tmp_path / "curves.jsonl")], every=1)).train()
@@ -230,7 +230,7 @@ def test_a_wandb_that_hangs_holds_nothing_up(tmp_path: Path, monkeypatch: pytest
         def log(self, *args: Any, **kwargs: Any) -> None:
             Event().wait()
 
-    monkeypatch.setattr(WeightsAndBiases, "_open", lambda sink, trainer: setattr(sink, "_run", Hanging()))
+    monkeypatch.setattr(WeightsAndBiases, "_open", lambda sink, *run: setattr(sink, "_run", Hanging()))
     sink = WeightsAndBiases("offline", patience=0.2)
     with pytest.warns(UserWarning, match="did not finish within 0.2 s") as caught:
         a_trainer(Log([sink, JSONLines(tmp_path / "curves.jsonl")], every=1)).train()

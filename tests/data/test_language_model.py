@@ -1,12 +1,15 @@
 """The TransformerLens adapter: activations are Hugging Face's, and what is wrong is wrong early."""
 
 import importlib.util
+import pickle
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from crosscode.data import LanguageModel, hook_sites, load_language_model, transformer_lens_model
 from crosscode.data.hook_sites import Site
@@ -315,6 +318,33 @@ def test_broken_weights_are_one_line_when_they_are_read(saved_model, tmp_path):
 
     with pytest.raises(CrosscodeError, match=r"model .*broken': model.safetensors is damaged"):
         load_language_model(str(folder)).harvest(TOKENS_HS, ["blocks.0.hook_resid_post"])
+
+
+class Program:
+    """Pickled, a program that leaves a file behind."""
+
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return Path.touch, (self.trace,)
+
+
+@pytest.mark.parametrize("saved_by", [torch.save, lambda held, file: file.write_bytes(pickle.dumps(held, 2))])
+def test_pickled_weights_are_never_run(saved_model, tmp_path, saved_by):
+    """Tensors in a `.bin` are weights as good as any; with anything else in it, it is one line, and nothing is run."""
+    folder = shutil.copytree(saved_model("Llama"), tmp_path / "pickled")
+    whole = load_language_model(str(folder)).harvest(TOKENS_HS, ["blocks.0.hook_resid_post"])
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    assert torch.equal(load_language_model(str(folder)).harvest(TOKENS_HS, ["blocks.0.hook_resid_post"]), whole)
+
+    saved_by({**weights, "more": Program(tmp_path / "it was run")}, folder / "pytorch_model.bin")
+    with pytest.raises(CrosscodeError, match="are a pickle of more than tensors, which is never run") as raised:
+        load_language_model(str(folder)).harvest(TOKENS_HS, ["blocks.0.hook_resid_post"])
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "it was run").exists()
 
 
 def test_smollm2_says_what_to_install(monkeypatch):

@@ -44,6 +44,7 @@ from crosscode.data import ActivationCache
 from crosscode.penalties import AuxK
 from crosscode.training import Trainer, store
 
+N_STEPS = TINY["num_steps"]
 CALLS = ("mkdir", "open", "close", "fsync", "replace", "rename", "link", "unlink", "rmdir")
 
 
@@ -118,7 +119,7 @@ class Suite:
 
     # --- death -------------------------------------------------------------------------------------------------------
 
-    def killed(self, row: Row, times: int, number: signal.Signals, most_steps: int = 9) -> None:
+    def killed(self, row: Row, times: int, number: signal.Signals, most_steps: int = 20, twice: bool = False) -> None:
         """Signals from outside, each a random time after a random number of steps, until the run ends in spite."""
         while row.injected < times:
             name, output = self.new()
@@ -130,23 +131,30 @@ class Suite:
                     row.recovery = max(row.recovery, child.first_step)
                 time.sleep(self.rng.uniform(0, 0.03))
                 child.send(number)
+                if twice:
+                    time.sleep(self.rng.uniform(0, 0.01))
+                    child.send(number)
                 code = child.wait()
                 row.injected += code != 0
                 if number is signal.SIGKILL:
                     row.expect(code in (-number, 0), f"exit code {code}", child)
                 elif code != 0:
-                    self.check_stopped(row, child, output, 128 + number, code)
+                    self.check_stopped(row, child, output, 128 + number, code, at_once=twice)
                 if code == 0:
                     break
             self.finish(row, name, output)
 
-    def check_stopped(self, row: Row, child: Child, output: Path, wanted: int, code: int) -> None:
-        """The exit code of the signal, the last step saved, and one line that says how to go on."""
+    def check_stopped(self, row: Row, child: Child, output: Path, wanted: int, code: int, at_once: bool) -> None:
+        """The exit code of the signal, the last step saved (unless at once), and one line that says how to go on."""
         row.expect(code == wanted, f"exit code {code}, not {wanted}", child)
         newest = store.newest_checkpoint(output / "checkpoints")
-        row.expect(newest is not None and newest.name.endswith(f"{child.last_step:09d}"), "steps were lost", child)
-        how = f"Go on from step {child.last_step} with: "
-        row.expect(how in child.printed(), "it does not say how to go on", child)
+        if at_once:  # the checkpoint that was being written may still become whole
+            said = any(how in child.printed() for how in ("Nothing was saved yet", "Go on from step "))
+        else:
+            saved = newest is not None and newest.name.endswith(f"{child.last_step:09d}")
+            row.expect(saved, "steps were lost", child)
+            said = f"Go on from step {child.last_step} with: " in child.printed()
+        row.expect(said, "it does not say how to go on", child)
         row.expect("Traceback" not in child.printed(), "a traceback", child)
 
     def kill_in_training(self, row: Row, times: int) -> None:
@@ -158,7 +166,12 @@ class Suite:
     def sigint(self, row: Row, times: int) -> None:
         self.killed(row, times, signal.SIGINT)
 
-    def kill_within(self, row: Row, times: int, module: ModuleType, function: str, name: str | None) -> None:
+    def sigint_twice(self, row: Row, times: int) -> None:
+        self.killed(row, times, signal.SIGINT, twice=True)
+
+    def kill_within(
+        self, row: Row, times: int, module: ModuleType, function: str, name: str | None, most_calls: int
+    ) -> None:
         """The process kills itself inside a function, at a random call to the disk or a random moment."""
         while row.injected < times:
             run, output = self.new()
@@ -166,7 +179,9 @@ class Suite:
             for _ in range(3):
                 if row.injected >= times:
                     break
-                meddle = kill_inside(module, function, self.rng.randrange(1, 90), self.rng.choice((None, 0.002)))
+                meddle = kill_inside(
+                    module, function, self.rng.randrange(1, most_calls), self.rng.choice((None, 0.002))
+                )
                 child = self.world.start(run, output, meddle)
                 code = child.wait()
                 row.expect(code in (-signal.SIGKILL, 0), f"exit code {code}", child)
@@ -177,10 +192,10 @@ class Suite:
             shutil.rmtree(self.cache(output), ignore_errors=True)
 
     def kill_in_checkpoint(self, row: Row, times: int) -> None:
-        self.kill_within(row, times, crosscode.callbacks.checkpoint, "write_checkpoint", None)
+        self.kill_within(row, times, crosscode.callbacks.checkpoint, "write_checkpoint", None, 400)
 
     def kill_in_cache(self, row: Row, times: int) -> None:
-        self.kill_within(row, times, crosscode.data.cache, "write_shard", "files")
+        self.kill_within(row, times, crosscode.data.cache, "write_shard", "files", 90)
 
     def two_fill_one_cache(self, row: Row, times: int) -> None:
         """Two runs share a cache that is empty; one is killed while it fills it, and then goes on."""
@@ -203,14 +218,14 @@ class Suite:
         """No room for some checkpoints, or for all to the end: then exit code 1, and what was saved is whole."""
         for i in range(times):
             name, output = self.new()
-            first = self.rng.randrange(4, 18)
+            first = self.rng.randrange(4, N_STEPS - 12)
             last = first + self.rng.randrange(3, 9) if i % 2 == 0 else 10**6
             child = self.world.start(name, output, full_disk(first, last, self.rng.randrange(100, 9000)))
             code = child.wait()
             row.injected += 1
             row.expect("could not be saved" in child.printed(), "no warning", child)
             row.expect(not any(output.glob("checkpoints/.*")), "litter", child)
-            row.expect(code == (0 if last < 24 else 1), f"exit code {code}", child)
+            row.expect(code == (0 if last < N_STEPS else 1), f"exit code {code}", child)
             row.expect("Traceback" not in child.printed(), "a traceback", child)
             if code == 0:
                 row.judge(self.world, name, output)
@@ -232,7 +247,7 @@ class Suite:
         self.rng.shuffle(cases)
         name, output = self.new()
         child = self.world.start(name, output)
-        child.after_steps(13)
+        child.after_steps(N_STEPS * 3 // 4)
         child.send(signal.SIGKILL)
         child.wait()
         for i, (file, how) in enumerate(cases[:times]):
@@ -285,7 +300,8 @@ class Suite:
 
     def wandb_fails(self, row: Row, times: int) -> None:
         """In init, in log, in finish, or for ever: one warning, and the run is what it was."""
-        for _, where in zip(range(times), itertools.cycle(("init", "log", "finish", "hang"))):
+        ways = ("init", "log", "finish", "hangs", "init hangs", "init exits")
+        for _, where in zip(range(times), itertools.cycle(ways)):
             name, output = self.new()
             child = self.world.start(name, output, broken_wandb(where), wandb_mode="offline")
             code = child.wait()
@@ -308,7 +324,7 @@ class Suite:
         kinds = itertools.product(("data", "penalty", "gradient", "weight"), (float("nan"), float("inf")))
         for _, (where, value) in zip(range(times), itertools.cycle(kinds)):
             name, output = "text", self.new()[1]
-            step = self.rng.randrange(5, 20)
+            step = self.rng.randrange(5, N_STEPS - 4)
             child = self.world.start(name, output, bad_number(where, value, step))
             code = child.wait()
             row.injected += 1
@@ -335,7 +351,7 @@ def kill_inside(module: Any, function: str, n: int, seconds: float | None) -> Me
 
         def watched(*args: Any, **kwargs: Any) -> Any:
             inside.now = seconds is None
-            if seconds is not None and next(counted) == 1 + n % 4:
+            if seconds is not None and next(counted) == 1 + n % 20:
                 threading.Timer(random.Random(n).uniform(0, seconds), die).start()
             try:
                 return usual(*args, **kwargs)
@@ -415,7 +431,7 @@ class no_larger_than:
 
 
 def broken_wandb(where: str) -> Meddle:
-    """It fails in `init`, `log` or `finish`, or hangs in `log`."""
+    """It fails in `init`, `log` or `finish`, hangs in `log` or `init`, or would end the process."""
 
     def meddle() -> None:
         import wandb
@@ -428,7 +444,7 @@ def broken_wandb(where: str) -> Meddle:
             def log(self, *args: Any, **kwargs: Any) -> None:
                 if where == "log":
                     raise ConnectionResetError("broken pipe")
-                if where == "hang":
+                if where == "hangs":
                     threading.Event().wait()
 
             def finish(self) -> None:
@@ -438,6 +454,10 @@ def broken_wandb(where: str) -> Meddle:
         def init(*args: Any, **kwargs: Any) -> Any:
             if where == "init":
                 raise wandb.errors.CommError("no route to host")
+            if where == "init hangs":
+                threading.Event().wait()
+            if where == "init exits":
+                raise SystemExit(1)
             return Run()
 
         wandb.init = init
@@ -523,11 +543,12 @@ FAULTS: dict[str, tuple[str, int, int]] = {  # name: what to call it, how often,
     "kill_in_cache": ("kill -9 inside cache writing", 30, 1),
     "sigterm": ("SIGTERM", 10, 1),
     "sigint": ("SIGINT (Ctrl-C)", 10, 1),
+    "sigint_twice": ("SIGINT twice: leaves at once", 10, 1),
     "full_disk_for_checkpoints": ("disk full during checkpoints", 10, 2),
     "full_disk_for_cache": ("disk full during cache writing", 6, 1),
     "damaged_checkpoint": ("checkpoint file flipped, truncated, missing", 30, 1),
     "damaged_cache": ("cache files flipped, truncated, missing", 6, 1),
-    "wandb_fails": ("wandb fails in init, log, finish, hangs", 8, 4),
+    "wandb_fails": ("wandb fails in init, log, finish, hangs, exits", 12, 6),
     "stream_fails": ("text stream breaks at random documents", 8, 1),
     "bad_numbers": ("NaN, Inf in data, penalty, gradient, weight", 8, 4),
     "two_fill_one_cache": ("two fill one cache, one is killed", 8, 1),
@@ -557,7 +578,7 @@ def table(rows: list[Row], cache: dict[str, Counter[str]], command: str) -> str:
         for fault, counts in cache.items()
     ]
     setting = f"`{command}`; torch {torch.__version__}, Python {platform.python_version()}, one thread."
-    steps = f"Runs of {TINY['num_steps']} steps, a checkpoint every {TINY['checkpoint_every']}, "
+    steps = f"Runs of {N_STEPS} steps over more than one epoch, a checkpoint every {TINY['checkpoint_every']}, "
     kinds = "by turns on packaged text, on files (accumulated, bf16, cached) and on a stream. "
     recovery = "Recovery: from starting the process again to its first step."
     parts = [

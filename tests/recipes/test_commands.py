@@ -60,6 +60,9 @@ def test_evaluation_options_are_heeded(run_small, tmp_path: Path, capsys) -> Non
     assert (found.examples, found.logits) == (None, None)
     fired = int((found.latents["count_L"] > 0).sum())
     assert found.metrics["exclusive/base/candidates"] + found.metrics["exclusive/tuned/candidates"] >= fired
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(tmp_path / "run"), "--device", "gpu"])
+    assert capsys.readouterr().err.startswith("error: device 'gpu' is not available here: ")
     main(["evaluate", str(tmp_path / "run"), "--splice-tokens", "100", "--ablations", "mean", "--quiet"])
     found = Evaluation.load(tmp_path / "run")
     assert {name.split("/")[1] for name in found.metrics if name.endswith("/ce_recovered")} == {"mean"}

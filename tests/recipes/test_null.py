@@ -12,6 +12,7 @@ from small_runs import save_model
 import crosscode
 from crosscode.cli import main as evaluate_command
 from crosscode.run import RunOptions
+from crosscode.run_folder import how_to_resume
 
 DIFFING = {"n_shared": 8, "k_shared": 3, "k_exclusive": 3, "lr": 1e-2}
 
@@ -68,6 +69,7 @@ def test_a_null_run_goes_on_where_it_was_cut_short(run_small, folder: Path, tmp_
     null = tmp_path / "run" / "null"
     whole = load_file(null / "coder" / "model.safetensors")
     (null / "summary.json").unlink()
+    assert "Go on from step 40 of the null run with: " in how_to_resume(tmp_path / "run", [])
     with pytest.raises(SystemExit):
         run_small("feb_diffing_topk", **given)
     run_small("feb_diffing_topk", **given, resume=True)

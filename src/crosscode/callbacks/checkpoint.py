@@ -1,13 +1,13 @@
 """Periodic and final checkpoints."""
 
 import sys
-import warnings
 from pathlib import Path
 from typing import ClassVar
 
 import attrs
 
 from crosscode.checks import at_least
+from crosscode.errors import warn
 from crosscode.phases import Phase
 from crosscode.training import Snapshot, StepReport, Trainer, delete_checkpoints, sweep, write_checkpoint
 from crosscode.training.background import Background
@@ -80,7 +80,7 @@ class Checkpoint:
             self._writer.wait()
         except OSError as error:
             self.failed = True
-            warnings.warn(f"checkpoint of step {self._saved} could not be saved: {error}", stacklevel=2)
+            warn(f"checkpoint of step {self._saved} could not be saved: {error}")
             self._saved = None
 
     def _save_after(self, trainer: Trainer) -> None:

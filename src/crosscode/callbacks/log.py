@@ -10,13 +10,13 @@ import io
 import json
 import os
 import sys
-import warnings
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from queue import Full, Queue
-from threading import Thread
+from threading import Event, Thread
 from typing import IO, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import attrs
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from crosscode.checks import at_least
-from crosscode.errors import CrosscodeError
+from crosscode.errors import CrosscodeError, warn
 from crosscode.metrics import Metric, measure
 from crosscode.phases import Phase
 from crosscode.run_files import rows_of
@@ -181,7 +181,7 @@ class JSONLines:
         except OSError as error:
             if not self._warned:
                 self._warned = True
-                warnings.warn(f"{self.path} could not be written: {error}; its rows wait for room.", stacklevel=3)
+                warn(f"{self.path} could not be written: {error}; its rows wait for room.")
 
     def close(self) -> None:
         if self._stream is not None:
@@ -203,7 +203,7 @@ class WeightsAndBiases:
         project: project name; `WANDB_PROJECT` and `WANDB_ENTITY` are honoured.
         name: name of the run.
         directory: where wandb keeps its files.
-        patience: seconds that `wandb.init` may take, and that the end of a run may wait for wandb.
+        patience: seconds that `wandb.init` may take, online and then offline, and that the end of a run may wait.
         hold: keep the run open when training ends, for `show`; whoever holds it calls `finish`.
     """
 
@@ -216,27 +216,29 @@ class WeightsAndBiases:
     _run: Any = attrs.field(default=None, init=False, repr=False)
     _rows: "Queue[Callable[[], None] | None]" = attrs.field(factory=lambda: Queue(MOST_WAITING), init=False, repr=False)
     _thread: Thread | None = attrs.field(default=None, init=False, repr=False)
-    _error: Exception | None = attrs.field(default=None, init=False, repr=False)
+    _opened: Event = attrs.field(factory=Event, init=False, repr=False)
+    _error: BaseException | None = attrs.field(default=None, init=False, repr=False)
     _failed: bool = attrs.field(default=False, init=False, repr=False)
 
     def open(self, trainer: Trainer) -> None:
         if self.mode == "disabled":
             return
-        try:
-            self._open(trainer)
-        except Exception as error:
-            self._give_up(error)
-            return
-        self._thread = Thread(target=self._work, name="crosscode-wandb", daemon=True)
+        work = partial(self._work, describe(trainer), trainer.state.step > 0)
+        self._opened.clear()
+        self._thread = Thread(target=work, name="crosscode-wandb", daemon=True)
         self._thread.start()
+        if not self._opened.wait(2 * self.patience):  # online and then, in its stead, offline
+            self._error = TimeoutError(f"it did not start within {2 * self.patience:g} s")
+        if self._error is not None:
+            self._give_up(self._error)
 
-    def _open(self, trainer: Trainer) -> None:
+    def _open(self, configuration: Mapping[str, Any], resumed: bool) -> None:
         if self.mode == "offline":  # else wandb itself would call home
             os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
         id_file = None if self.directory is None else self.directory / WANDB_ID
-        resumed = id_file is not None and trainer.state.step > 0 and id_file.is_file()
+        resumed = resumed and id_file is not None and id_file.is_file()
         if self.directory is not None:
             self.directory.mkdir(parents=True, exist_ok=True)
         arguments: dict[str, Any] = {
@@ -245,7 +247,7 @@ class WeightsAndBiases:
             "dir": None if self.directory is None else str(self.directory),
             "id": id_file.read_text().strip() if id_file is not None and resumed else None,
             "resume": "allow",
-            "config": describe(trainer),
+            "config": configuration,
             "settings": wandb.Settings(silent=True, console="off", init_timeout=self.patience),
         }
         try:
@@ -253,7 +255,7 @@ class WeightsAndBiases:
         except Exception as error:
             if self.mode == "offline":
                 raise
-            warnings.warn(f"wandb could not go online ({error}); logging offline instead.", stacklevel=2)
+            warn(f"wandb could not go online ({error}); logging offline instead.")
             self._run = wandb.init(mode="offline", **arguments)
         if id_file is not None:
             id_file.write_text(f"{self._run.id}\n")
@@ -308,21 +310,26 @@ class WeightsAndBiases:
             self._give_up(self._error)
         self._run = self._thread = None
 
-    def _work(self) -> None:
-        """Of the thread: rows until the end, then `finish`; after an error nothing."""
+    def _work(self, configuration: Mapping[str, Any], resumed: bool) -> None:
+        """Of the thread: the run is opened, rows until the end, then `finish`; after an error nothing."""
         try:
+            self._open(configuration, resumed)
+            self._opened.set()
             while (row := self._rows.get()) is not None:
                 row()
             self._run.finish()
-        except Exception as error:
+        except BaseException as error:  # also where wandb would end the process
             self._error = error
+        finally:
+            self._opened.set()
 
-    def _give_up(self, error: Exception) -> None:
+    def _give_up(self, error: BaseException) -> None:
         """wandb may be absent, offline, slow or broken at any time: say so once and go on."""
         self._thread = None
+        with suppress(Full):
+            self._rows.put_nowait(None)  # should it come to life again, it ends
         if not self._failed:
             self._failed = True
-            warnings.warn(
+            warn(
                 f"wandb stopped working ({type(error).__name__}: {error}); curves go on in the other sinks.",
-                stacklevel=3,
             )

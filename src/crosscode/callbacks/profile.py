@@ -2,7 +2,6 @@
 
 import os
 import time
-import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import attrs
 import torch
 
-from crosscode.errors import BadInput
+from crosscode.errors import BadInput, warn
 from crosscode.phases import Phase, Stopwatch, running
 from crosscode.training import StepReport, Trainer
 
@@ -172,7 +171,7 @@ class _Tracer:
             profiler.export_chrome_trace(str(self.file))
             self.written = True
         except (OSError, RuntimeError) as error:
-            warnings.warn(f"the trace could not be written to {str(self.file)!r}: {error}", stacklevel=2)
+            warn(f"the trace could not be written to {str(self.file)!r}: {error}")
 
 
 def print_time(spent: TimeSpent, trace: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from crosscode.checks import usable_device
 from crosscode.data import embedded
 from crosscode.data.language_model import SpliceableModel
 from crosscode.data.transformer_lens_model import TransformerLensModel
@@ -37,7 +38,12 @@ def load_language_model(
     """
     source, gguf_file = _resolve(name, revision)
     model = TransformerLensModel(
-        name=name, source=source, revision=revision, gguf_file=gguf_file, device=_device(device), dtype=_dtype(dtype)
+        name=name,
+        source=source,
+        revision=revision,
+        gguf_file=gguf_file,
+        device=usable_device(device),
+        dtype=_dtype(dtype),
     )
     _ = model.config, model.tokenizer  # cheap, and the first thing to be wrong
     return model
@@ -82,17 +88,6 @@ def _check_weights(name: str, folder: Path) -> None:
                 pass
         except (SafetensorError, OSError) as error:
             raise BadInput(f"model {name!r}: {file.name} is damaged: {first_line(error)}") from error
-
-
-def _device(device: str | torch.device) -> torch.device:
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-        if found.type == "meta":
-            raise NotImplementedError("it holds no values")
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise BadInput(f"device {str(device)!r} is not available here: {first_line(error)}") from error
-    return found
 
 
 def _dtype(dtype: torch.dtype | str) -> torch.dtype:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import attrs
@@ -196,9 +197,13 @@ class TransformerLensModel:
         try:
             with _quiet("transformers", "root"):
                 model: Any = auto_class.from_pretrained(
-                    self.source, revision=self.revision, dtype=self.dtype, **self._gguf()
+                    self.source, revision=self.revision, dtype=self.dtype, weights_only=True, **self._gguf()
                 )
-        except (OSError, SafetensorError) as error:
+        except UnpicklingError as error:
+            raise CrosscodeError(
+                f"the weights of model {self.name!r} are a pickle of more than tensors, which is never run."
+            ) from error
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise CrosscodeError(
                 f"the weights of model {self.name!r} could not be read: {first_line(error)}"
             ) from error

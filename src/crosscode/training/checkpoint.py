@@ -1,12 +1,11 @@
 """Checkpoints of a trainer, or of several that train together: saved at one step, loaded at one step."""
 
 import json
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from crosscode.errors import BadInput, close_match
+from crosscode.errors import BadInput, close_match, warn
 from crosscode.saving import WEIGHTS
 from crosscode.training.description import describe, differences, paths
 from crosscode.training.fitting import misfit
@@ -60,10 +59,9 @@ def load_checkpoint(trainer: Trainer | Sequence[Trainer], checkpoint: Path, chan
             raise DamagedCheckpoint(f"{checkpoint} does not fit: {wrong}.")
         differing = differences(state["arithmetic"], arithmetic(each))
         if differing:
-            warnings.warn(
+            warn(
                 f"{'; '.join(differing)}: this run goes on with other arithmetic than it began with, so its last "
                 "bits may differ from those of an uninterrupted run.",
-                stacklevel=2,
             )
     for each, (_, parts) in zip(trainers, read):
         each.load_state_dict(parts)
@@ -109,9 +107,7 @@ def _compare(trainer: Trainer, old: Any, parts: dict[str, Any], checkpoint: Path
         if name not in known:
             raise BadInput(f"resume_changed={name!r} is no field of the configuration.{close_match(name, known)}")
     unmeant = [
-        line
-        for line in differences(old, new)
-        if not any(line.startswith((f"{name}:", f"{name}.")) for name in changed)
+        line for line in differences(old, new) if not any(line.startswith((f"{name}:", f"{name}.")) for name in changed)
     ]
     if unmeant:
         names = " ".join(dict.fromkeys(line.split(":")[0].split(".")[0] for line in unmeant))

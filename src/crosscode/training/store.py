@@ -14,15 +14,14 @@ import json
 import os
 import re
 import shutil
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from crosscode.errors import CrosscodeError
-from crosscode.run_files import write_tensors
+from crosscode.errors import CrosscodeError, warn
+from crosscode.run_files import sha256_of, write_tensors
 from crosscode.training.snapshot import Snapshot
 
 MANIFEST = "MANIFEST.json"
@@ -81,7 +80,7 @@ def newest_checkpoint(run: Path) -> Path | None:
         damage = damage_of(candidate)
         if damage is None:
             return candidate
-        warnings.warn(f"{candidate.name} is damaged ({damage}); falling back to an older checkpoint.", stacklevel=2)
+        warn(f"{candidate.name} is damaged ({damage}); falling back to an older checkpoint.")
     return None
 
 
@@ -128,7 +127,7 @@ def damage_of(directory: Path) -> str | None:
                 return f"{name} is missing"
             if file.stat().st_size != expected["bytes"]:
                 return f"{name} has {file.stat().st_size} bytes, not {expected['bytes']}"
-            if _sha256(file) != expected["sha256"]:
+            if sha256_of(file) != expected["sha256"]:
                 return f"{name} has been altered"
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{MANIFEST} cannot be read: {error}"
@@ -192,16 +191,11 @@ def _on_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.cpu() for name, tensor in tensors.items()}
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _write_manifest(directory: Path, step: int) -> None:
     files = {}
     for file in sorted(file for file in directory.rglob("*") if file.is_file()):
         _sync(file)
-        files[file.relative_to(directory).as_posix()] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+        files[file.relative_to(directory).as_posix()] = {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
     body = json.dumps({"step": step, "files": files}, indent=2)
     digest = hashlib.sha256(body.encode()).hexdigest()
     (directory / MANIFEST).write_text(f"{digest}\n{body}\n")
