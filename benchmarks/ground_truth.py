@@ -12,6 +12,7 @@ of the labelled text that is not scored.
 
 import functools
 import json
+import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -31,7 +32,6 @@ from crosscode.evaluation import Compared, Exclusivity, exclusivity
 
 HERE = Path(__file__).parent
 TIMEKEEPER = "BatchTopK"
-TIMED = ("L1", "TopK", "BatchTopK", "January JumpReLU", "February BatchTopK", "February JumpReLU")
 TUNING_SEED = 1000  # of the world that weights and learning rates are set on; it is never scored
 
 
@@ -55,6 +55,7 @@ class Plan:
         steps, batch: of the synthetic coders.
         held_out: tokens that they are measured on.
         weights_tried: runs that find a penalty's weight.
+        pace_rounds: runs of a fifth of the steps that find how fast a contestant is, each beside the timekeeper's.
         planted_steps: of the recipes on the embedded pair.
         planted_tokens, planted_held_out: harvested for them.
         texts: labelled texts of each behaviour.
@@ -68,6 +69,7 @@ class Plan:
     batch: int = 256
     held_out: int = 20_480
     weights_tried: int = 4
+    pace_rounds: int = 3
     planted_steps: int = 600
     planted_tokens: int = 614_400
     planted_held_out: int = 60_416
@@ -77,8 +79,8 @@ class Plan:
 
 FULL = Plan()
 QUICK = Plan(
-    steps=300, held_out=5_120, weights_tried=2, planted_steps=150, planted_tokens=153_600, planted_held_out=20_480,
-    texts=100, clt_steps=60,
+    steps=300, held_out=5_120, weights_tried=2, pace_rounds=1, planted_steps=150, planted_tokens=153_600,
+    planted_held_out=20_480, texts=100, clt_steps=60,
 )  # fmt: skip
 QUICK_ONLY = ("feb_diffing_topk", "feb_diffing_jumprelu", "L1", "BatchTopK", "February BatchTopK")
 
@@ -195,13 +197,12 @@ def trained(plan: Plan, scheme: Scheme, seed: int, which: str, steps: int, weigh
     return train(scheme.recipe, arguments, at.train[which], at.held_out[which], seed, steps)
 
 
-def matched_weight(plan: Plan, scheme: Scheme) -> dict[str, Any]:
-    """The penalty's weight at which L0 is k on the tuning world: secants in logarithms, from weight 1."""
+def matched_weight(plan: Plan, scheme: Scheme, steps: int, weight: float = 1.0) -> dict[str, Any]:
+    """The penalty's weight at which L0 is k on the tuning world after so many steps: secants in logarithms."""
     assert scheme.knob is not None
     tried: list[tuple[float, float]] = []
-    weight = 1.0
     for _ in range(plan.weights_tried):
-        coder = trained(plan, scheme, TUNING_SEED, "pair", plan.steps, weight).coder
+        coder = trained(plan, scheme, TUNING_SEED, "pair", steps, weight).coder
         tried.append((weight, max(0.1, measured(coder, stage(plan, TUNING_SEED).held_out["pair"])["l0"])))
         slope = -1.0
         if len(tried) > 1 and tried[-1][0] != tried[-2][0]:
@@ -294,39 +295,49 @@ def run_synthetic(
     """Contestants at equal tokens or, `timed`, at equal CPU time: that of BatchTopK at equal tokens."""
     schemes = synthetic_schemes(plan)
 
-    def make(name: str, seed: int, steps: int) -> Callable[[str], Trained]:
+    def weight_of(name: str, steps: int) -> float | None:
+        """At equal tokens; for another number of steps, found anew from there."""
+        if schemes[name].knob is None:
+            return None
+        find = functools.partial(matched_weight, plan, schemes[name])
+        weight: float = cells.get(f"synthetic/weight/{name}", lambda: find(plan.steps))["weight"]
+        if steps == plan.steps:
+            return weight
+        anew = cells.get(f"synthetic/weight at equal time/{name}", lambda: find(steps, weight))
+        return float(anew["weight"])
+
+    def run(name: str, seed: int, which: str, steps: int, weight: float | None) -> Trained:
         if name in schemes:
-            scheme, weight = schemes[name], None
-            if scheme.knob is not None:
-                set_ = cells.get(f"synthetic/weight/{name}", functools.partial(matched_weight, plan, scheme))
-                weight = set_["weight"]
-            return lambda which: trained(plan, scheme, seed, which, steps, weight)
+            return trained(plan, schemes[name], seed, which, steps, weight)
         assert peers_python is not None
         lr = cells.get(f"synthetic/lr/{name}", functools.partial(best_lr, plan, peers_python, name))["lr"]
-        return lambda which: train_peer(
-            peers_python,
-            name,
-            stage(plan, seed).train[which],
-            stage(plan, seed).held_out[which],
-            seed,
-            steps,
-            lr=lr,
-            **request(plan),
-        )
+        at = stage(plan, seed)
+        return train_peer(peers_python, name, at.train[which], at.held_out[which], seed, steps, lr=lr, **request(plan))
 
-    def at_equal_tokens(name: str, seed: int) -> dict[str, Any]:
-        compute = lambda: synthetic_numbers(plan, seed, plan.steps, make(name, seed, plan.steps))
-        return cells.get(f"synthetic/tokens/{name}/{seed}", compute)
+    def pace(name: str) -> dict[str, Any]:
+        """How many steps it makes while the timekeeper makes one: the median of runs by turns."""
+        steps = plan.steps // 5
+        rounds = [
+            [run(each, TUNING_SEED, "pair", steps, weight_of(each, plan.steps) if each in schemes else None).seconds
+             for each in (TIMEKEEPER, name)]
+            for _ in range(plan.pace_rounds)
+        ]  # fmt: skip
+        return {"steps": statistics.median(keeper / own for keeper, own in rounds), "seconds": rounds}
 
-    def at_equal_time(name: str, seed: int) -> dict[str, Any]:
-        seconds = {each: at_equal_tokens(each, seed)["seconds"] for each in (TIMEKEEPER, name)}
-        steps = round(plan.steps * seconds[TIMEKEEPER] / seconds[name])
-        compute = lambda: synthetic_numbers(plan, seed, steps, make(name, seed, steps))
-        return cells.get(f"synthetic/time/{name}/{seed}", compute)
+    def numbers(name: str, seed: int, steps: int) -> dict[str, Any]:
+        weight = weight_of(name, steps) if name in schemes else None
+        return synthetic_numbers(plan, seed, steps, lambda which: run(name, seed, which, steps, weight))
 
     for seed in seeds:
         for name in tqdm(names, desc=f"synthetic, seed {seed}{', equal time' * timed}", unit="scheme"):
-            (at_equal_time if timed else at_equal_tokens)(name, seed)
+            if timed:
+                found = {"steps": 1.0}
+                if name != TIMEKEEPER:
+                    found = cells.get(f"synthetic/pace/{name}", functools.partial(pace, name))
+                compute = functools.partial(numbers, name, seed, round(plan.steps * found["steps"]))
+                cells.get(f"synthetic/time/{name}/{seed}", compute)
+            else:
+                cells.get(f"synthetic/tokens/{name}/{seed}", functools.partial(numbers, name, seed, plan.steps))
 
 
 # --- planted --------------------------------------------------------------------------------------------------
@@ -468,7 +479,7 @@ def main(
     if "synthetic" in parts:
         run_synthetic(cells, plan, seeds, chosen(*synthetic_schemes(plan), *peers), peers_python, timed=False)
     if "time" in parts:
-        run_synthetic(cells, plan, seeds, chosen(*TIMED, *peers), peers_python, timed=True)
+        run_synthetic(cells, plan, seeds, chosen(*synthetic_schemes(plan), *peers), peers_python, timed=True)
     if "clt" in parts:
         run_clts(cells, plan, seeds)
     text = page(cells.numbers, plan)

@@ -215,6 +215,7 @@ SCORES: dict[str, tuple[str, Pick, int]] = {
     "bins alone": ("bins", lambda cell: cell["classical_precision"], 3),
     "bins' recall": ("bins_recall", lambda cell: cell["classical_recall"], 3),
     "false positives": ("fpr", lambda cell: cell["exclusivity"]["false_positive_rate"]["with_scaling"], 4),
+    "steps": ("steps", lambda cell: cell["steps"], 0),
     "CPU seconds": ("seconds", lambda cell: cell["seconds"], 0),
 }
 
@@ -224,8 +225,9 @@ def synthetic_section(numbers: Numbers, plan: Any) -> list[str]:
     sections = []
     titles = {
         "tokens": f"### Equal tokens: {plan.steps} steps of {plan.batch}\n",
-        "time": "### Equal CPU time: that of our BatchTopK above\n\nOne scheme of each kind, and every peer; how many"
-        " steps it takes is told from the seed's own timing, so that the figures vary with the machine's moods.\n",
+        "time": "### Equal CPU time: that of our BatchTopK above\n\nHow many steps each contestant takes is told by"
+        f" runs of {plan.steps // 5} steps by turns with BatchTopK's, median of {plan.pace_rounds}, and the same"
+        " for all seeds.\n",
     }
     for budget, title in titles.items():
         found = group(numbers, f"synthetic/{budget}")
@@ -249,9 +251,8 @@ def synthetic_section(numbers: Numbers, plan: Any) -> list[str]:
         f" norms unequal, {plan.world.n_correlated} pairs correlated, {plan.world.n_children} features fire only where"
         f" a parent does; directions drift by {plan.world.drift} radians between models, and norms by"
         f" {plan.world.norm_drift:.0%}, in the null as well. All coders have {plan.latents} latents at L0 {plan.k}"
-        " (TopK-style ones exactly; the others as near as bisection of their weight came on a world that is not scored,"
-        " over the full number of steps: at equal CPU time they are farther off, and FVU is to be read beside L0);"
-        " weights of penalties, and peers' learning rates, are set on a world that is not scored. *Precision* and"
+        " (TopK-style ones exactly; the others as near as secants of their weight came on a world that is not scored,"
+        " for equal tokens and for equal time); peers' learning rates are set there too. *Precision* and"
         " *recall* are of the latents called exclusive; *F1* is of firing, latents matched to features one to one.\n",
         *sections,
         "![Scores on synthetic features](ground_truth_synthetic.png)\n",

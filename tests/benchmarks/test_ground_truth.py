@@ -192,7 +192,12 @@ def test_the_command_runs_and_goes_on_where_it_was_stopped(tmp_path: Path, monke
     run()
     saved = json.loads(file.read_text())
     assert set(group(saved["cells"], "synthetic/tokens")) == set(only[1:])
-    assert set(group(saved["cells"], "synthetic/time")) == {"L1", "BatchTopK"}
+    assert set(group(saved["cells"], "synthetic/time")) == set(only[1:])
+    for name, steps in (("BatchTopK", 1.0), ("L1", saved["cells"]["synthetic/pace/L1"]["steps"])):
+        assert saved["cells"][f"synthetic/time/{name}/0"]["steps"] == round(TINY.steps * steps)
+    assert saved["cells"]["synthetic/weight at equal time/L1"]["tried"][0][0] == pytest.approx(
+        saved["cells"]["synthetic/weight/L1"]["weight"]
+    )
     text = (tmp_path / "ground_truth.md").read_text()
     for part in ("feb_diffing_topk", "hedging", "BatchTopK", "Equal CPU time", "shrunk"):
         assert part in text
