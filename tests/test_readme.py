@@ -96,3 +96,11 @@ def test_its_speeds_are_those_of_the_benchmark() -> None:
         assert len(ratios) == len(expected), name
         for cell, number in zip(ratios, expected):
             assert cell == "" if number is None else abs(float(cell) - number) <= 0.051, (name, cell, number)
+
+
+def test_its_faults_are_those_of_the_benchmark() -> None:
+    """How many runs, with how many faults: the last row of benchmarks/faults.md, where all ended bit-identical."""
+    row = r"\| \*\*all\*\* \| (\d+) \| (\d+) \| (\d+) \| 0 \|"
+    ((injected, runs, identical),) = re.findall(row, (ROOT / "benchmarks" / "faults.md").read_text())
+    assert runs == identical
+    assert f"of {runs} runs with {injected} faults all ended" in " ".join(README.split())

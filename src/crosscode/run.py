@@ -123,7 +123,12 @@ def run_beside_null(factory: Callable[..., Trainer], run: RunOptions, scheme: Ma
         summary |= {"null/false_positive_rate": found.false_positive_rate, "null/exclusive": found.pair.n_exclusive}
         write_json(directory / SUMMARY, summary)
     if run.report:
-        _report(directory)
+        wandb = _wandb_of(run, name)
+        try:
+            wandb.open(trainer)  # the run that training ended
+            _report(directory, wandb)
+        finally:
+            wandb.finish()
     if found is not None and not run.quiet:
         print_exclusivity(found, held_out_of(trainer.model, run).model_names)
         if run.report:
@@ -163,7 +168,7 @@ def run_recipe(trainer: Trainer, run: RunOptions, name: str) -> dict[str, Any]:
         keep=run.checkpoint_keep,
         keep_every=run.checkpoint_keep_every,
     )
-    wandb = WeightsAndBiases(run.wandb_mode, run.wandb_project, name, directory, hold=True)
+    wandb = _wandb_of(run, name)
     sinks: list[Sink] = [JSONLines(directory / CURVES), wandb]
     dead_after = dead_after_tokens_of(trainer, run)
     metrics = [*measures(trainer.model, dataloader_of(trainer)), Dead(dead_after)]
@@ -249,12 +254,14 @@ def memory_of(factory: Callable[..., Trainer], run: RunOptions, scheme: Mapping[
     return estimate(trainer, dataloader_of(trainer), torch.device(run.device))
 
 
-def _report(directory: Path, wandb: WeightsAndBiases | None = None) -> None:
+def _wandb_of(run: RunOptions, name: str) -> WeightsAndBiases:
+    return WeightsAndBiases(run.wandb_mode, run.wandb_project, name, run.directory(name), hold=True)
+
+
+def _report(directory: Path, wandb: WeightsAndBiases) -> None:
     """The page, and its figures for wandb; a run is complete without them."""
     try:
-        page = write_report(directory)
-        if wandb is not None:
-            wandb.show(page, figures_of(directory))
+        wandb.show(write_report(directory), figures_of(directory))
     except Exception as error:
         warn(f"no report was made ({type(error).__name__}: {error}); the run is complete.")
 

@@ -62,6 +62,18 @@ def test_the_null_is_a_run_of_its_own_and_sets_the_cut_offs(run_small, folder: P
     assert f"The same is said of {called} of the null's" in capsys.readouterr().out
 
 
+def test_wandb_has_the_null_too(run_small, folder: Path, tmp_path: Path) -> None:
+    """The pair's own wandb run is taken up again and shows the page and figures in which the null stands."""
+    run_small("feb_diffing_topk", n_models=2, **DIFFING, null=control(folder), wandb_mode="offline", report=True)
+    folders = sorted((tmp_path / "run" / "wandb").glob("offline-run-*"))
+    assert len({each.name.rsplit("-", 1)[1] for each in folders}) == 1
+    (before,), (after,) = (each.glob("files/media/plotly/report/relative_norm_*.json") for each in folders)
+    assert "null control" not in before.read_text()
+    assert "null control" in after.read_text()
+    (page,) = folders[-1].glob("files/media/html/report_*.html")
+    assert page.read_bytes() == (tmp_path / "run" / "report.html").read_bytes()
+
+
 def test_a_null_run_goes_on_where_it_was_cut_short(run_small, folder: Path, tmp_path: Path) -> None:
     """With --resume, of a whole run and half a null one; without it, half a null run is not overwritten."""
     given: dict[str, Any] = {"n_models": 2, **DIFFING, "null": control(folder)}
