@@ -368,13 +368,15 @@ VIEWS = {"pair": slice(0, 2), "null": slice(0, None, 2)}  # base and tuned, base
 MODELS = {"pair": planted.PAIR, "null": planted.NULL}
 
 
-def probes(plan: Plan) -> dict[str, Any]:
-    """What a linear probe on each model's activations reaches."""
-    points = harvested(plan).points
-    return {
-        name: {behaviour: planted.probe_auroc(found, m) for behaviour, found in points.items()}
-        for m, name in enumerate(planted.NAMES)
-    }
+def run_probes(cells: Cells, plan: Plan, seeds: Sequence[int]) -> None:
+    """What a linear probe on each model's activations reaches, on other labelled texts for each seed."""
+    labelled = functools.lru_cache(maxsize=1)(planted.labelled_points)
+    for seed in seeds:
+        for m, name in enumerate(planted.NAMES):
+            auroc = lambda m=m, seed=seed: {
+                behaviour: planted.probe_auroc(found, m) for behaviour, found in labelled(plan.texts, seed).items()
+            }
+            cells.get(f"probes/{name}/{seed}", auroc)
 
 
 def planted_numbers(plan: Plan, name: str, seed: int) -> dict[str, Any]:
@@ -430,7 +432,7 @@ def confirmed(said: Compared) -> dict[str, Any]:
 
 
 def run_planted(cells: Cells, plan: Plan, seeds: Sequence[int], names: Sequence[str]) -> None:
-    cells.get("planted/probes", lambda: probes(plan))
+    run_probes(cells, plan, seeds)
     for seed in seeds:
         for name in tqdm(names, desc=f"planted, seed {seed}", unit="recipe"):
             cells.get(f"planted/{name}/{seed}", functools.partial(planted_numbers, plan, name, seed))

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 from crosscode import run_files
 from crosscode.evaluation import Evaluation, Examples, LogitAttribution
@@ -13,8 +14,10 @@ HOSTILE = (*TAGS, '"', "'", "\\", "\u2028", " a", "\n")
 MODELS = ("<b>base</b>", "tuned & 'co'")
 
 
-def evaluation(n_latents: int, n_examples: int, models: tuple[str, ...] = MODELS, seed: int = 0) -> Evaluation:
-    """An evaluation of a crosscoder of two models (or of one) at two hookpoints."""
+def evaluation(
+    n_latents: int, n_examples: int, models: tuple[str, ...] = MODELS, cross_layer: bool = False, seed: int = 0
+) -> Evaluation:
+    """An evaluation of a crosscoder of two models (or of one) at two hookpoints, or of a transcoder across them."""
     generator = torch.Generator().manual_seed(seed)
 
     def uniform(*shape: int) -> torch.Tensor:
@@ -24,6 +27,9 @@ def evaluation(n_latents: int, n_examples: int, models: tuple[str, ...] = MODELS
     count_L = (10 ** (4 * uniform(n_latents))).long()
     count_L[1::10] = 0
     norms_LXo = uniform(n_latents, M, P) + 0.1
+    source_L = torch.arange(n_latents) * P // n_latents
+    if cross_layer:  # nothing is written before the layer that is read
+        norms_LXo *= (torch.arange(P) >= source_L[:, None])[:, None]
     latents = {
         "count_L": count_L,
         "density_L": count_L / 30_000,
@@ -35,6 +41,7 @@ def evaluation(n_latents: int, n_examples: int, models: tuple[str, ...] = MODELS
         "entropy_L": uniform(n_latents),
         "dead_L": count_L == 0,
     }
+    latents |= {"source_L": source_L} if cross_layer else {}
     metrics = {"fvu/pooled": 0.1234, "l0/mean": 17.0, "density/never": 0.1, "dead": 0.1}
     for model in models:
         metrics |= {f"fvu/{model}/{hookpoint}": 0.1 for hookpoint in hookpoints}
@@ -72,10 +79,28 @@ def evaluation(n_latents: int, n_examples: int, models: tuple[str, ...] = MODELS
     return Evaluation(source, metrics, latents, None, examples, logits, texts)
 
 
-def save_run(folder: Path, n_latents: int, n_examples: int, models: tuple[str, ...] = MODELS) -> Path:
+def save_run(
+    folder: Path, n_latents: int, n_examples: int, models: tuple[str, ...] = MODELS, cross_layer: bool = False
+) -> Path:
     """The folder of a run, as its files would be."""
-    evaluation(n_latents, n_examples, models).save(folder)
+    evaluation(n_latents, n_examples, models, cross_layer).save(folder)
     rows = [{"step": s, "train/loss": 1 / s, "train/l0/mean": 9.0, "train/fvu/x": 0.1} for s in (1, 20, 40)]
     (folder / run_files.CURVES).write_text("".join(json.dumps(row) + "\n" for row in rows))
     run_files.write_json(folder / run_files.SUMMARY, {"recipe": "made <i>up</i>", "step": 40, "tokens": 40_960})
     return folder
+
+
+def save_judgement(folder: Path, n_latents: int) -> None:
+    """What a null control made of a run's latents: of each hundred one is exclusive to either model."""
+    sides = {"n_candidates": 7, "n_specific": 3, "n_complete_shrinkage": 2, "n_latent_decoupling": 2, "n_undefined": 0}
+    calls = {"towards_0": sides, "towards_1": sides}
+    numbers = {
+        "cut_offs": {"relative_norm": [0.3, 0.7], "percentile_of_null": 99.0, "nu_error": 0.2, "nu_recon": 0.5},
+        "false_positive_rate": {"norms": 0.0213, "with_scaling": 0.0057},
+        "n_eligible": {"pair": 250, "null": 240},
+        **dict.fromkeys(("pair", "null", "pair_classical", "null_classical"), calls),
+    }
+    (folder / "evaluation" / "exclusivity.json").write_text(json.dumps(numbers))
+    latents = torch.arange(n_latents)
+    masks = {f"{name}_{m}_L": latents % 100 == 7 + m for name in ("beyond", "exclusive_to") for m in (0, 1)}
+    save_file(masks, folder / "evaluation" / "exclusivity.safetensors")

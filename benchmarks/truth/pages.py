@@ -120,12 +120,12 @@ latent is there in every run (*any living untied latents*), but at a relative no
 
 def planted_section(numbers: Numbers, plan: Any) -> list[str]:
     """AUROC of each behaviour, and how exclusive latents fare against the null."""
-    if "planted/probes" not in numbers:
+    probes, recipes = group(numbers, "probes"), group(numbers, "planted")
+    if not probes:
         return []
-    probes, recipes = numbers["planted/probes"], group(numbers, "planted")
-    behaviours = list(probes["base"])
+    behaviours = list(probes["base"][0])
     rows = [
-        [label, *(f"{probes[model][behaviour]:.3f}" for behaviour in behaviours)]
+        [label, *(shown([cell[behaviour] for cell in probes[model]]) for behaviour in behaviours)]
         for label, model in (
             ("*linear probe on `tuned`* (ceiling)", "tuned"),
             ("*linear probe on `base`* (floor)", "base"),
@@ -146,7 +146,7 @@ def planted_section(numbers: Numbers, plan: Any) -> list[str]:
         " combined by a logistic regression on one half of the labelled pairs of texts, scored on the other. The null"
         " pair is `base` beside `control`.\n",
         table(["", *behaviours], rows),
-        "\nProbes are fitted once, to one draw of labelled texts: they have no interval.\n",
+        "\nThe probes' intervals are over draws of labelled texts, the coders' over their seeds, on one draw.\n",
         TRIED,
         "![AUROC of planted behaviours](ground_truth_planted.png)\n",
         "Latents called exclusive beside the null (cut-offs: its 1st and 99th percentile of relative norms, then latent"
@@ -399,7 +399,7 @@ def told(claim: str, lower: Sequence[float | None], higher: Sequence[float | Non
 
 def draw(numbers: Numbers, folder: Path) -> None:
     """Three pictures, of those parts that have been run."""
-    if "planted/probes" in numbers:
+    if group(numbers, "probes"):
         draw_planted(numbers, folder / "ground_truth_planted.png")
         draw_norms(numbers, folder / "ground_truth_norms.png")
     if group(numbers, "synthetic/tokens"):
@@ -419,12 +419,13 @@ def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tup
 
 def draw_planted(numbers: Numbers, file: Path) -> None:
     """AUROC by behaviour: recipes between the probe's floor and ceiling."""
-    probes, recipes = numbers["planted/probes"], group(numbers, "planted")
-    behaviours = list(probes["base"])
+    probes, recipes = group(numbers, "probes"), group(numbers, "planted")
+    behaviours = list(probes["base"][0])
     figure, axes = _figure(3 * len(behaviours), 0.45 * len(recipes) + 1.3, 1, len(behaviours))
     for axis, behaviour in zip(axes, behaviours):
-        axis.axvline(probes["base"][behaviour], color=GREY, ls=":", label="probe on base")
-        axis.axvline(probes["tuned"][behaviour], color="black", ls="--", label="probe on tuned")
+        for model, style in (("base", {"color": GREY, "ls": ":"}), ("tuned", {"color": "black", "ls": "--"})):
+            of_draws = [cell[behaviour] for cell in probes[model]]
+            axis.axvline(mean(of_draws), label=f"probe on {model}", **style)
         for y, cells in enumerate(recipes.values()):
             for which, colour in (("pair", TUNED), ("null", BASE)):
                 values = [cell["auroc"][which][behaviour]["auroc"] for cell in cells]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_up_runs import save_judgement
 
 from crosscode.report import read_run, write_report
 from crosscode.report.page import browser_data
@@ -32,6 +33,15 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def folder(run_of: Callable[..., Path]) -> Path:
     folder = run_of(N, 1_000)
+    write_report(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def judged(run_of: Callable[..., Path]) -> Path:
+    """A run with a null control, whose figures are of more files."""
+    folder = run_of(300, 10)
+    save_judgement(folder, 300)
     write_report(folder)
     return folder
 
@@ -108,9 +118,12 @@ class Page:
 
 @pytest.mark.parametrize("width", [1280, 400])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_opens_and_draws_without_a_word_to_the_console(browser: Any, folder: Path, width: int, scheme: str) -> None:
+@pytest.mark.parametrize("run", ["folder", "judged"])
+def test_it_opens_and_draws_without_a_word_to_the_console(
+    browser: Any, run: str, width: int, scheme: str, request: pytest.FixtureRequest
+) -> None:
     """And without anything that sticks out to the side."""
-    page = Page(browser, folder / "report.html", width=width, scheme=scheme)
+    page = Page(browser, request.getfixturevalue(run) / "report.html", width=width, scheme=scheme)
     page.draw_all()
     assert page.console() == []
     assert page.run("const page = document.documentElement; return page.scrollWidth <= page.clientWidth")
@@ -228,3 +241,72 @@ def test_a_point_of_the_scatter_opens_its_latent(page: Page) -> None:
         "return customdata[0]"
     )
     page.wait(f"document.querySelector('#latent').innerText.startsWith('Latent {latent}')")
+
+
+def test_the_list_is_copied_as_text(page: Page, data: dict[str, Any]) -> None:
+    """All that is listed, in its order, as tab-separated text under a head, with hostile texts as they are."""
+    clipboard = "{writeText: async (text) => { window.copied = text; }}"
+    page.run(f"Object.defineProperty(navigator, 'clipboard', {{value: {clipboard}}})")
+    page.click("#kinds button[data-kind='2']")
+    page.click("#heads button[data-name=density]")
+    page.click("#copy")
+    page.wait("window.copied !== undefined")
+    head, *rows = (line.split("\t") for line in page.run("return window.copied").split("\n"))
+    assert head[:3] == ["kind", "latent", "rho"]
+    of_kind = [latent for latent in range(N) if data["kind"][latent] == 2]
+    density = data["columns"]["density"]
+    assert [int(row[1]) for row in rows] == sorted(of_kind, key=lambda latent: (-density[latent], latent))
+    assert {row[0] for row in rows} == {data["kinds"][2]["name"]}
+    for row in rows:
+        cells = dict(zip(head, row, strict=True))
+        assert float(cells["density"]) == pytest.approx(density[int(cells["latent"])])
+    page.wait(f"document.querySelector('#copy').textContent === 'copied {len(rows)} rows'")
+
+
+def test_nothing_takes_long(page: Page) -> None:
+    """Sorting, filtering and walking among 10,000 latents, layout included."""
+    took = page.run(
+        """
+        const clicked = (selector) => () => document.querySelector(selector).click();
+        const typed = (selector, value) => () => {
+          const input = document.querySelector(selector);
+          input.value = value;
+          input.dispatchEvent(new Event("input", {bubbles: true}));
+        };
+        const pressed = (key) => () => dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true}));
+        const actions = [
+          ...["density", "rho", "nu_error", "norm", "text"].map((name) => clicked(`#heads button[data-name=${name}]`)),
+          clicked("#kinds button[data-kind='2']"), clicked("#kinds button[data-kind='2']"),
+          typed("input[data-range=density-from]", "0.001"), typed("input[data-range=rho-to]", "0.6"), clicked("#reset"),
+          ...Array(20).fill().map(() => () => document.querySelector(".row:nth-child(9)").click()),
+        ];
+        return actions.map((act) => {
+          const start = performance.now();
+          act();
+          document.body.offsetHeight;  // the layout
+          return performance.now() - start;
+        });
+        """
+    )
+    assert sorted(took)[len(took) // 2] < 100, took
+    assert max(took) < 1000, took
+
+
+def test_a_cross_layer_transcoder_shows_what_it_reads_and_writes(browser: Any, run_of: Callable[..., Path]) -> None:
+    """The layer that each latent reads, in the list and of the one shown, and its norm at every layer written."""
+    page = Page(browser, write_report(run_of(60, 40, ("base",), cross_layer=True)))
+    page.click("#heads button[data-name=source]")
+    heads = page.run("return [...document.querySelectorAll('#heads button')].map(head => head.dataset.name)")
+    column = heads.index("source")
+    cells = page.run(f"return [...document.querySelectorAll('.row')].map(row => row.children[{column}].textContent)")
+    assert set(cells[:20]) == {"layer 1"}
+    page.click("#heads button[data-name=source]")
+    cells = page.run(f"return [...document.querySelectorAll('.row')].map(row => row.children[{column}].textContent)")
+    assert set(cells[:20]) == {"layer 2"}
+    page.click(".row")
+    assert "blocks.2.hook_resid_post" in page.detail().split("WRITES")[0]
+    norms = page.run("return [...document.querySelectorAll('.bars span:not(.label)')].map(norm => norm.textContent)")
+    assert norms[0] == "0"
+    assert float(norms[1]) > 0
+    page.draw_all()
+    assert page.console() == []

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from made_up_runs import save_judgement
 
 from crosscode.report import figures_of, read_run, write_report
 from crosscode.report.page import browser_data, number, said
@@ -119,20 +120,8 @@ def test_kinds_of_latents_are_those_of_the_verdicts(folder: Path) -> None:
 
 def test_the_null_control_sets_cut_offs_and_is_told(run_of: Callable[..., Path], tmp_path: Path) -> None:
     """Its verdicts, its rate of false positives and its cut-offs stand in the place of the classical ones."""
-    from safetensors.torch import save_file
-
     folder = run_of(300, 10)
-    sides = {"n_candidates": 7, "n_specific": 3, "n_complete_shrinkage": 2, "n_latent_decoupling": 2, "n_undefined": 0}
-    calls = {"towards_0": sides, "towards_1": sides}
-    numbers = {
-        "cut_offs": {"relative_norm": [0.3, 0.7], "percentile_of_null": 99.0, "nu_error": 0.2, "nu_recon": 0.5},
-        "false_positive_rate": {"norms": 0.0213, "with_scaling": 0.0057},
-        "n_eligible": {"pair": 250, "null": 240},
-        **dict.fromkeys(("pair", "null", "pair_classical", "null_classical"), calls),
-    }
-    (folder / "evaluation" / "exclusivity.json").write_text(json.dumps(numbers))
-    masks = {f"{name}_{m}_L": torch.arange(300) % 100 == 7 + m for name in ("beyond", "exclusive_to") for m in (0, 1)}
-    save_file(masks, folder / "evaluation" / "exclusivity.safetensors")
+    save_judgement(folder, 300)
     run = read_run(folder)
     assert run.cut_offs["relative_norm"] == [0.3, 0.7]
     page = Page(write_report(folder, tmp_path / "page.html").read_text(encoding="utf-8"))

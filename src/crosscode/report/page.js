@@ -260,7 +260,8 @@
       bar.append(title);
       svg.append(bar);
     });
-    return element("div", {}, element("h4", {}, "Activations (tokens, log scale)"), svg,
+    const most = Math.max(...counts).toLocaleString("en");
+    return element("div", {}, element("h4", {}, `Activations (log scale, ${most} tokens in the highest bar)`), svg,
       element("div", { class: "axis" }, element("span", {}, "0"), element("span", {}, number(counts.length * width))));
   }
 

@@ -86,6 +86,7 @@ def render(run: SavedRun) -> str:
         plotly=plotly_script(),
         run=run,
         tiles=list(tiles(run)),
+        tile_files=", ".join(dict.fromkeys(source.partition(":")[0] for *_, source in tiles(run))),
         facts=list(facts(run)),
         scheme=list(scheme(run)),
         reconstruction=reconstruction(run),
