@@ -54,7 +54,7 @@ def clt_topk(
         skip=LinearSkip(data.in_dims, data.d_in, data.out_dims, data.d_out, run.own_layers()) if skip else None,
     ).to(run.device)
     dead = run.dead_after_tokens(num_steps, dead_after)
-    aux = AuxK(data.d_out // 2 if aux_latents is None else aux_latents, dead)
+    aux = AuxK(aux_latents, dead)
     return Trainer(
         model=coder,
         data=data,

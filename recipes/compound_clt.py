@@ -65,7 +65,7 @@ def compound_clt(
     else:
         layers = PerSite([BatchTopK(k, norm="l2") for _ in range(n_layers)])
         dead = run.dead_after_tokens(num_steps, dead_after)
-        aux = AuxK(data.d_out // 2 if aux_latents is None else aux_latents, dead, norm="l2")
+        aux = AuxK(aux_latents, dead, norm="l2")
         penalties = {"aux_k": Weighted(aux, aux_k)}
     coder = compound_cross_layer_transcoder(
         data.d_in, n_layers, n_latents, layers, skip, data.d_out, widths_Xi=data.widths_Xi, widths_Xo=data.widths_Xo

@@ -66,7 +66,7 @@ def feb_diffing_topk(
         decoder=SharedDecoder(n_latents, n_shared, data.out_dims, data.d_out, widths_Xo=data.widths_Xo),
     ).to(run.device)
     dead = run.dead_after_tokens(num_steps, dead_after)
-    aux = AuxK(data.d_out // 2 if aux_latents is None else aux_latents, dead)
+    aux = AuxK(aux_latents, dead)
     return Trainer(
         model=coder,
         data=data,

@@ -40,7 +40,7 @@ def sae_topk(
     data = run.dataloader()
     coder = sae(data.d_in, n_latents, TopK(k, weighted=False)).to(run.device)
     dead = run.dead_after_tokens(num_steps, dead_after)
-    aux = AuxK(data.d_out // 2 if aux_latents is None else aux_latents, dead, norm="none")
+    aux = AuxK(aux_latents, dead, norm="none")
     return Trainer(
         model=coder,
         data=data,

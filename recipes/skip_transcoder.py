@@ -43,7 +43,7 @@ def skip_transcoder(
     data = run.dataloader()
     coder = transcoder(data.d_in, n_latents, TopK(k, weighted=False), d_out=data.d_out, skip=skip).to(run.device)
     dead = run.dead_after_tokens(num_steps, dead_after)
-    aux = AuxK(data.d_out // 2 if aux_latents is None else aux_latents, dead, norm="none")
+    aux = AuxK(aux_latents, dead, norm="none")
     return Trainer(
         model=coder,
         data=data,

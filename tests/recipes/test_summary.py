@@ -30,7 +30,7 @@ def test_the_summary_is_short_and_ends_with_the_report(run_small, tmp_path: Path
     rho_L = evaluation.latents["relative_norm_L"][listed]
     assert (rho_L[:3].diff() <= 0).all()
     assert (rho_L[3:].diff() >= 0).all()
-    assert "Relative decoder norms, in scaled space, of the" in shown
+    assert "Relative decoder norms, in scaled space, of" in shown
     assert f"coder = crosscode.load({str(tmp_path / 'run' / 'coder')!r})" in shown
     assert len(shown.splitlines()) < 45
     assert shown.splitlines()[-1] == f"The report: {tmp_path / 'run' / 'report.html'}"

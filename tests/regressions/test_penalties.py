@@ -108,6 +108,16 @@ def test_aux_k_of_a_single_token_is_zero_and_so_are_its_gradients() -> None:
         assert parameter.grad is None or (parameter.grad == 0).all()
 
 
+def test_aux_k_uses_half_the_width_of_a_site_unless_told_otherwise() -> None:
+    """Gao et al. 2024; of one site, also in a crosscoder."""
+    coder = random_coder("crosscoder", "topk")
+    half = coder.decoder.d_out // 2
+    trace = Trace.of(coder, random_batch(coder), torch.full((coder.n_latents,), 10))
+    assert 0 < half < coder.n_latents
+    assert AuxK(dead_after_tokens=5)(trace).item() == AuxK(half, dead_after_tokens=5)(trace).item()
+    assert AuxK(dead_after_tokens=5)(trace).item() != AuxK(half + 1, dead_after_tokens=5)(trace).item()
+
+
 def test_nothing_dead_costs_nothing() -> None:
     """Without dead latents the auxiliary loss is 0, and can still be added to what is differentiated."""
     coder = random_coder("crosscoder", "topk")

@@ -58,17 +58,18 @@ class AuxK:
     term: under gradient accumulation it is taken per micro-batch.
 
     Args:
-        k: how many dead latents reconstruct a token's error; usually half of `d_model` of one site.
+        k: how many dead latents reconstruct a token's error; half the width of a site if not given.
         dead_after_tokens: a latent silent for at least that many tokens is dead.
         norm: how decoder norms over sites combine when dead latents are ranked; `none` for an unweighted ranking.
     """
 
-    k: int
+    k: int | None = None
     dead_after_tokens: int = 10_000_000
     norm: DecoderNorm = "l1_of_l2"
 
     def __attrs_post_init__(self) -> None:
-        count("AuxK.k", self.k)
+        if self.k is not None:
+            count("AuxK.k", self.k)
         one_of("AuxK.norm", self.norm, DecoderNorm)
         at_least("AuxK.dead_after_tokens", self.dead_after_tokens, 1)
 
@@ -82,7 +83,8 @@ class AuxK:
         if encoder.b_enc_L is not None:
             z_Bl = z_Bl + encoder.b_enc_L[dead_l]
         norms_l = combined_norm_L(trace.decoder_norms_LXo.detach(), self.norm)[dead_l]
-        kept = top_k_of_rows(z_Bl.detach(), self.k, norms_l)
+        k = max(1, decoder.d_out // 2) if self.k is None else self.k
+        kept = top_k_of_rows(z_Bl.detach(), k, norms_l)
         among_all = Pattern(dead_l[kept.indices_N], kept.offsets_B1, trace.model.n_latents)
         ehat_BXoDo = decoder.linear(Latents.from_entries(kept.of(z_Bl), among_all))
         numerator = (ehat_BXoDo - error_BXoDo).square().sum() / len(trace)

@@ -78,7 +78,7 @@ def _one_sided(evaluation: Evaluation, most: int = 3) -> Iterator[str]:
     at = evaluation.source["cut_offs"]["relative_norm"]
     shown_L = free_L(evaluation.latents)
     n = int(shown_L.sum())
-    yield f"\nRelative decoder norms, in scaled space, of the {n} untied latents that fired: 0 only {one}, 1 only {other}"
+    yield f"\nRelative decoder norms, in scaled space, of {n} untied latents that fired: 0 only {one}, 1 only {other}"
     yield histogram(rho_L[shown_L])
     for model in (other, one):
         found = {key: int(evaluation.metrics.get(f"exclusive/{model}/{key}", 0)) for key in ("candidates", "specific")}
