@@ -22,7 +22,7 @@ from crosscode.data import (
     load_language_model,
 )
 from crosscode.data.text_files import looks_local
-from crosscode.errors import BadInput
+from crosscode.errors import DAMAGE, BadInput
 from crosscode.models import SparseCoder
 from crosscode.run_files import CHECKPOINTS, NULL, write_json
 from crosscode.schedulers import WarmupStableDecay
@@ -335,7 +335,7 @@ class RunOptions:
             raise BadInput(f"{str(file.parent)!r} is no folder of a run: {file.name} is missing.") from None
         except BadInput:
             raise
-        except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
+        except (OSError, *DAMAGE) as error:
             raise BadInput(f"{str(file)!r} does not hold a run's options: {error}") from error
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 KEPT: list[tuple[str, str]] = [
     ("options", "08000ef40a0ef40c"),
+    ("cache", "247575616161616161616161757575ffffffff7575ffff" + "c8" * 10 + "ffffffff00" + "c8" * 18 + "ffff"),
     ("spec", "fc3c941b06cb79c9a862b60b329de8d34b"),
     ("weights", "0c04000200082a24" + "c5" * 85 + "2a2a2a"),
     ("checkpoint", "f967bdafdf0e7337420c13f8f5d40f6ce079d1b987376f07"),

@@ -34,7 +34,7 @@ from crosscode.data.shards import (
     shard_about,
     write_shard,
 )
-from crosscode.errors import BadInput
+from crosscode.errors import DAMAGE, BadInput
 from crosscode.kernels.allocator import ReusedMemory
 from crosscode.phases import phase
 
@@ -208,7 +208,7 @@ def list_cache(directory: Path) -> list[CacheEntry]:
             about = shard_about(file)
             about = about if isinstance(json.loads(about["hookpoints"]), list) else {}
             found[about["model"], about["identity"], about["hookpoints"]].append((used, size))
-        except (DamagedShard, OSError, ValueError, KeyError, RecursionError):
+        except (DamagedShard, OSError, *DAMAGE):
             found["(damaged)", "", "[]"].append((used, size))
     entries = [
         CacheEntry(

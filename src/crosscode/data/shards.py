@@ -21,7 +21,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-from crosscode.errors import CrosscodeError
+from crosscode.errors import DAMAGE, CrosscodeError
 from crosscode.kernels.allocator import ReusedMemory
 
 SUFFIX = ".safetensors"
@@ -139,7 +139,7 @@ def _header(data: memoryview, whole: bool = True) -> tuple[dict[str, str], torch
         about, tensor = json.loads(header["__metadata__"][ABOUT]), header[TENSOR]
         dtype, shape = DTYPES[tensor["dtype"]], tuple(map(int, tensor["shape"]))
         begin, end = map(int, tensor["data_offsets"])
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except DAMAGE:
         raise DamagedShard("its header is none of ours") from None
     n_bytes = math.prod(shape) * dtype.itemsize
     fits = begin == 0 and end == n_bytes and (not whole or 8 + length + n_bytes == len(data))

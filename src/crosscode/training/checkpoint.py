@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from crosscode.errors import BadInput, close_match, warn
+from crosscode.errors import DAMAGE, BadInput, close_match, warn
 from crosscode.saving import WEIGHTS
 from crosscode.training.description import describe, differences, paths
 from crosscode.training.fitting import misfit
@@ -95,7 +95,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             "rng": extra["rng"],
             "progress": {name: state["progress"][name] for name in PROGRESS},
         }
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
+    except (OSError, SafetensorError, *DAMAGE) as error:
         raise DamagedCheckpoint(f"{folder} cannot be read: {type(error).__name__}: {error}") from error
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from crosscode.errors import CrosscodeError, warn
+from crosscode.errors import DAMAGE, CrosscodeError, warn
 from crosscode.run_files import sha256_of, write_tensors
 from crosscode.training.snapshot import Snapshot
 
@@ -129,7 +129,7 @@ def damage_of(directory: Path) -> str | None:
                 return f"{name} has {file.stat().st_size} bytes, not {expected['bytes']}"
             if sha256_of(file) != expected["sha256"]:
                 return f"{name} has been altered"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, *DAMAGE) as error:
         return f"{MANIFEST} cannot be read: {error}"
     return None
 
