@@ -111,10 +111,13 @@ def aims(numbers: Numbers) -> list[str]:
 # --- planted
 
 
-TRIED = """What was tried for *refusal*, beside the rows above and in one seed each, without success: decoder norm .3;
-1200 and 1800 steps; 512 latents; k of 24 + 16 and 32 + 32; lr 1e-3; no AuxK; JumpReLU with c from .1 to 1 and sparsity
-from 1.5 to 10, shared_ratio .2, 512 shared latents, 1200 steps; an L1 of norms on the exclusive latents of TopK. Its
-latent is there in every run (*any living untied latents*), but at a relative norm of .5 to .65, within the null's.
+TRIED = """What was tried for *refusal*, beside the rows above and in one seed each, without success: decoder norm .3,
+.05 and .02; 1200 and 1800 steps; 512 latents; 512 and 768 shared latents with k of 20 + 4; k of 24 + 16 and 32 + 32;
+lr 1e-3; no AuxK; decoder norm .1 with lr 5e-3, with k of 12 + 8 or with 128 shared latents; JumpReLU with c from .1
+to 1 and sparsity from 1.5 to 10, shared_ratio .2, 512 shared latents, 1200 steps; an L1 of norms on the exclusive
+latents of TopK. Three reach *refusal* (.99 to 1.00) and lose one to three of the others: 896 shared latents with k of
+22 + 2, and decoder norm .1 with k of 20 + 12, or with 768 shared latents and k of 20 + 4. Its latent is there in
+every run (*any living untied latents*), but at a relative norm of .5 to .65, within the null's.
 """
 
 
@@ -433,7 +436,7 @@ def draw_planted(numbers: Numbers, file: Path) -> None:
         axis.set(title=behaviour, xlim=(0.35, 1.03), xlabel="AUROC", yticks=range(len(recipes)))
         axis.set_yticklabels(recipes if axis is axes[0] else [], fontsize=8)
         axis.invert_yaxis()
-    axes[0].legend(fontsize=7, frameon=False, loc="lower left")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     figure.savefig(file, dpi=90)
 
 
