@@ -9,6 +9,16 @@ from crosscode.kernels.pattern import Pattern
 from crosscode.kernels.sparse import gather, sparse_decode
 
 
+def at_least_fp32(values: Tensor) -> torch.dtype:
+    """What sums over tokens, latents or layers are taken in: half precision is for products."""
+    return torch.promote_types(values.dtype, torch.float32)
+
+
+def total(values: Float[Tensor, "..."]) -> Float[Tensor, ""]:
+    """The sum of all values, in float32 at least."""
+    return values.sum(dtype=at_least_fp32(values))
+
+
 @attrs.frozen(eq=False, slots=False)
 class Latents:
     """Latents of a batch, dense or sparse; every operation is differentiable in the values.
@@ -71,8 +81,9 @@ class Latents:
     def sum_L(self) -> Float[Tensor, " L"]:
         """The sum of each latent's values over the tokens."""
         if self.pattern is None:
-            return self.values.sum(0)
-        return self.values.new_zeros(self.n_latents).index_add(0, self.pattern.indices_N, self.values)
+            return self.values.sum(0, dtype=at_least_fp32(self.values))
+        sums_L = self.values.new_zeros(self.n_latents, dtype=at_least_fp32(self.values))
+        return sums_L.index_add(0, self.pattern.indices_N, self.values.to(sums_L.dtype))
 
     def fired_L(self) -> Bool[Tensor, " L"]:
         """Which latents fired (value > 0) on any token."""

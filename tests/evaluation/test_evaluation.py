@@ -4,15 +4,17 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from strategies import ACTIVATIONS, random_batch, random_coder
 from torch import Tensor
 
-from crosscode.activations import BatchTopK, ReLU
+from crosscode.activations import BatchTopK, JumpReLU, ReLU, SeparateBudgets
 from crosscode.batch import Batch
 from crosscode.data import Dataloader, Harvester, TokenSequences
 from crosscode.evaluation import evaluate, find_examples
 from crosscode.evaluation.examples import texts_of
+from crosscode.evaluation.measures import has_thresholds
 from crosscode.initialization import AnthropicTranspose
-from crosscode.metrics import FVU, L0
+from crosscode.metrics import FVU, L0, Thresholds, measure
 from crosscode.models import SparseCoder, Trace, sae
 from crosscode.training import calibrate
 
@@ -148,3 +150,14 @@ def test_no_more_tokens_are_used_than_asked_for() -> None:
 
     evaluate(token_detector(), loader(), [Count()], 150)
     assert lengths == [64, 64, 64]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_thresholds_are_measured_where_every_latent_has_one(activation: str) -> None:
+    """A JumpReLU, or one at every site; any other activation is measured without them."""
+    coder = random_coder("compound", activation)
+    jumps = activation in ("jumprelu", "jumprelu_gdm", "per_site_jumprelu")
+    assert has_thresholds(coder.activation) == jumps
+    if jumps:
+        assert measure([Thresholds(coder.activation)], [Trace.of(coder, random_batch(coder))])["threshold/mean"] > 0
+    assert not has_thresholds(SeparateBudgets(JumpReLU(5), JumpReLU(7), 5))

@@ -9,6 +9,7 @@ from crosscode.batch import Batch
 from crosscode.losses import MatryoshkaSquaredError, SummedSquaredError
 from crosscode.models import DenseDecoder, DenseEncoder, SparseCoder, Trace, sae
 from crosscode.penalties import DeltaReconstruction, DifferenceWeighting, TanhFrequency
+from crosscode.training import Weighted
 
 exactly = pytest.approx
 
@@ -41,13 +42,14 @@ def test_delta_latents_reconstruct_the_difference() -> None:
 
 
 def test_difference_weighting_turns_the_loss_into_the_differences() -> None:
-    """V-DELTA: with weight -1 beside the squared error, ||e_1 - e_0||^2 = 9.25 = 5 + 1.25 + 3."""
+    """V-DELTA: with weight 1 beside the squared error, ||e_1 - e_0||^2 = 9.25 = 5 + 1.25 + 3."""
     coder = SparseCoder(DenseEncoder((2,), 2, 1), ReLU(), DenseDecoder(1, (2,), 2)).double()
     trace = Trace.of(coder, Batch.autoencode(f64([[[0.5, -1], [1, 2]]])))
     assert trace.error_BXoDo.tolist() == [[[0.5, -1], [1, 2]]]
     assert SummedSquaredError()(trace).item() == 6.25
-    assert DifferenceWeighting()(trace).item() == -3
-    assert (SummedSquaredError()(trace) - DifferenceWeighting()(trace)).item() == 9.25
+    assert DifferenceWeighting()(trace).item() == 3
+    full = Weighted(DifferenceWeighting(), 1.0)
+    assert (SummedSquaredError()(trace) + full.weight(0) * full.penalty(trace)).item() == 9.25
 
 
 def test_frequent_latents_pay_more() -> None:

@@ -49,6 +49,20 @@ def test_how_the_data_is_cut_does_not_matter(activation: str) -> None:
     assert thresholds(whole) == pytest.approx(thresholds(cut), rel=1e-12)
 
 
+@pytest.mark.parametrize("size", [100, 10, 1])
+def test_the_largest_scores_may_all_be_of_one_token(size: int) -> None:
+    """The k N-th largest over all tokens, however the batches are cut: a token of many latents takes many places."""
+    activation = BatchTopK(1, weighted=False)
+    activation.eval().begin_calibration(100)
+    scores_BL = torch.zeros(100, 100, dtype=torch.float64)
+    scores_BL[0] = torch.linspace(11, 10, 100)
+    scores_BL[1:, 0] = torch.linspace(2, 1, 99)
+    for part in scores_BL.split(size):
+        activation.select(part)
+    activation.end_calibration()
+    assert activation.threshold.item() == scores_BL.flatten().sort(descending=True).values[99].item() == 10
+
+
 def test_fewer_positive_scores_than_places_keep_all() -> None:
     """A threshold of 0 lets every positive latent fire."""
     coder = random_coder("sae", "batch_topk")

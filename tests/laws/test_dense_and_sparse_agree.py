@@ -86,15 +86,15 @@ def two_models(ref: Reference) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-def delta(ref: Reference, latents: slice) -> Tensor:
+def delta(ref: Reference, latents: slice, n_real: int) -> Tensor:
     W_LMO, y_BMO, _ = two_models(ref)
     written_BO = ref.f_BL[:, latents] @ (W_LMO[latents, 1] - W_LMO[latents, 0])
-    return (written_BO - (y_BMO[:, 1] - y_BMO[:, 0])).square().mean()
+    return (written_BO - (y_BMO[:, 1] - y_BMO[:, 0])).square().sum() / (len(ref.y_BXD) * n_real)
 
 
 def difference(ref: Reference) -> Tensor:
     _, _, e_BMO = two_models(ref)
-    return 2 * (e_BMO[:, 1] * e_BMO[:, 0]).sum() / len(ref.y_BXD)
+    return -2 * (e_BMO[:, 1] * e_BMO[:, 0]).sum() / len(ref.y_BXD)
 
 
 def terms(coder: SparseCoder, activation: str) -> dict[str, tuple[Term, Formula]]:
@@ -133,7 +133,8 @@ def terms(coder: SparseCoder, activation: str) -> dict[str, tuple[Term, Formula]
         "aux_k unweighted": (AuxK(9, 50, norm="none"), lambda r: aux_k(r, 9, "none")),
     }
     if coder.decoder.out_dims[:1] == (2,):
-        found["delta"] = (DeltaReconstruction(slice(2, 9)), lambda r: delta(r, slice(2, 9)))
+        n_of_wider = max(n_real // 2, *(coder.decoder.widths_Xo or (0,)))
+        found["delta"] = (DeltaReconstruction(slice(2, 9)), lambda r: delta(r, slice(2, 9), n_of_wider))
         found["difference"] = (DifferenceWeighting(), difference)
         found["single_model"] = (
             L1OfNorms("single_model"),

@@ -6,10 +6,11 @@ from jaxtyping import Float
 from strategies import PRODUCT, SHAPES, in_eval_mode, random_batch, random_coder
 from torch import Tensor, nn
 
-from crosscode.activations import Activation, TopK
+from crosscode.activations import Activation, BatchTopK, TopK
 from crosscode.errors import BadInput
+from crosscode.initialization import AnthropicTranspose
 from crosscode.latents import Latents
-from crosscode.models import SparseCoder, combined_norm_L
+from crosscode.models import SparseCoder, combined_norm_L, sae
 from crosscode.module import module
 
 
@@ -52,6 +53,34 @@ def test_latents_without_a_decoder_keep_their_size(activation: str) -> None:
     x_BXiDi = random_batch(coder).inputs_BXiDi
     assert coder.canonical_factor_L()[3] == 1
     torch.testing.assert_close(coder.folded()(x_BXiDi), coder(x_BXiDi))
+
+
+@pytest.mark.parametrize("activation", ["topk", "topk_l2", "batch_topk", "groupmax", "budgets_topk", "priced_topk"])
+def test_latents_without_a_decoder_take_nobodys_place(activation: str) -> None:
+    """Ranked by its weighted score of 0 it never fires; ranked unweighted after folding it must not either."""
+    coder = random_coder("crosscoder", activation)
+    with torch.no_grad():
+        coder.decoder.W_dec_LXoDo[3] = 0
+        coder.encoder.b_enc_L[3] = 100
+    x_BXiDi = random_batch(coder, 40).inputs_BXiDi
+    in_eval_mode(coder, x_BXiDi)
+    folded = coder.folded()
+    assert (coder.encode(x_BXiDi).dense()[:, 3] == 0).all()
+    torch.testing.assert_close(
+        folded.encode(x_BXiDi).dense(), coder.encode(x_BXiDi).dense() * coder.canonical_factor_L()
+    )
+    torch.testing.assert_close(folded(x_BXiDi), coder(x_BXiDi))
+
+
+@pytest.mark.parametrize("activation", [TopK, BatchTopK])
+def test_annealing_is_where_it_was(activation: type) -> None:
+    """A coder folded in the middle of a run keeps as many latents as the one it was made of."""
+    coder = sae(4, 12, activation(2, k_start=8, anneal_steps=10)).double()
+    AnthropicTranspose(1.0)(coder, [])
+    coder.encoder.b_enc_L.data.fill_(5)
+    coder.activation.at_step(0, 20)
+    x_BD = torch.randn(16, 4, dtype=torch.float64)
+    assert torch.equal(coder.folded().encode(x_BD).l0_B(), coder.encode(x_BD).l0_B())
 
 
 def test_an_unweighted_ranking_among_the_parts_is_not_reordered() -> None:

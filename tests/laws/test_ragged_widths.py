@@ -32,7 +32,7 @@ from crosscode.models import (
     cross_layer_transcoder,
     transcoder,
 )
-from crosscode.penalties import L1OfNorms
+from crosscode.penalties import DeltaReconstruction, L1OfNorms
 from crosscode.training import Trainer, Weighted
 
 WIDTHS = (5, 3)
@@ -196,3 +196,39 @@ def test_builders_take_widths(builder: str) -> None:
         "compound": ([4, 5], [5, 3]),
     }
     assert (read.tolist(), written.tolist()) == wanted[builder]
+
+
+def with_rubbish_in_the_padding(batch: Batch) -> Batch:
+    """The same activations in a loader of one's own, which does not clear what is beyond a narrower site's width."""
+    inputs_BMPD = batch.inputs_BXiDi.clone()
+    inputs_BMPD[:, 1, :, 3:] = 100.0
+    return Batch.autoencode(inputs_BMPD)
+
+
+@pytest.mark.parametrize("kind", ["mean_norm", "unit_rms", "standardize"])
+def test_what_the_padding_holds_is_nothing(kind: str) -> None:
+    """Scales, shifts, losses and the delta penalty are those of zeros in its place."""
+    scales, terms = [], []
+    for change in (lambda batch: batch, with_rubbish_in_the_padding):
+        coder = random_coder("ragged", "relu")
+        data = [change(random_batch(coder, 32, seed)) for seed in range(3)]
+        NormalizeActivations(kind=kind)(coder, data)
+        scales.append((coder.scale_in_Xi, coder.shift_in_XiDi, coder.scale_out_Xo, coder.shift_out_XoDo))
+        trace = Trace.of(coder, data[0])
+        terms.append([SummedSquaredError()(trace).item(), DeltaReconstruction(slice(0, 4))(trace).item()])
+    for one, other in zip(*scales):
+        torch.testing.assert_close(one, other)
+    assert terms[0] == pytest.approx(terms[1], rel=1e-12)
+
+
+def test_an_orthogonal_skip_reads_no_padding() -> None:
+    """Neither trained nor folded does it pass on what a narrower input's padding holds."""
+    coder = transcoder(4, 6, TopK(2, weighted=False), skip=True, widths_Xi=(2,)).double()
+    x_BD = torch.randn(50, 4, dtype=torch.float64)
+    x_BD[:, 2:] = 7
+    data = [Batch(x_BD, torch.randn(50, 4, dtype=torch.float64))]
+    NormalizeActivations(kind="standardize")(coder, data)
+    OrthogonalSkip()(coder, data)
+    coder.eval()
+    assert (coder.skip.weights()[2:] == 0).all()
+    torch.testing.assert_close(coder.folded()(x_BD), coder(x_BD))

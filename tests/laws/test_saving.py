@@ -86,6 +86,17 @@ class LowRankDecoder(nn.Module):
         return dense.folded(scale_Xo, shift_XoDo, a_L)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_saved_coder_of_half_precision_comes_back(shape: str, dtype: torch.dtype, tmp_path) -> None:
+    """It is of that precision still, masks included, and runs."""
+    coder = random_coder(shape, "relu").to(dtype).eval()
+    x_BXiDi = random_batch(coder).inputs_BXiDi
+    back = load(save(coder, tmp_path))
+    assert back(x_BXiDi).dtype == coder(x_BXiDi).dtype == dtype
+    assert torch.equal(back(x_BXiDi), coder(x_BXiDi))
+
+
 @pytest.mark.parametrize(("shape", "activation"), PRODUCT)
 def test_a_saved_coder_comes_back(shape: str, activation: str, tmp_path) -> None:
     """Latents and outputs are bit-equal: weights, skips, thresholds, masks, ties, scales and shifts included."""

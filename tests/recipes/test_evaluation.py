@@ -136,6 +136,8 @@ def test_logits_are_those_of_raw_directions(run_small, tmp_path: Path) -> None:
 def test_which_sites_are_on_the_direct_path() -> None:
     """The last place of the residual stream; without one, what is added to it; nothing else."""
     assert direct_sites(["blocks.1.hook_resid_pre", "blocks.2.hook_resid_post"]) == ("blocks.2.hook_resid_post",)
+    assert direct_sites(["blocks.11.hook_resid_pre", "blocks.2.hook_resid_post"]) == ("blocks.11.hook_resid_pre",)
+    assert direct_sites(["blocks.2.hook_resid_post", "blocks.2.hook_resid_mid"]) == ("blocks.2.hook_resid_post",)
     added = ("blocks.0.hook_mlp_out", "blocks.1.hook_attn_out")
     assert direct_sites(added) == added
     assert direct_sites(["blocks.1.mlp.hook_in", "blocks.0.attn.hook_z", "ln_final.hook_normalized"]) == ()

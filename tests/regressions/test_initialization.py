@@ -33,6 +33,27 @@ from crosscode.models import (
 )
 
 
+def test_the_january_updates_shared_latents_are_as_large_as_the_others() -> None:
+    """`U(+-1/sqrt(n))`: tying draws that differ between models would shrink them by sqrt(M)."""
+    jumprelu = JumpReLU(4000)
+    coder = SparseCoder(DenseEncoder((2, 1), 8, 4000), jumprelu, SharedDecoder(4000, 2000, (2, 1), 8))
+    JanUpdate(jumprelu, firing_rate=0.3)(coder, batches(coder))
+    for half in (coder.decoder.W_shared_LsPD, coder.decoder.W_exclusive_LfMPD):
+        assert half.std().item() == pytest.approx(1 / math.sqrt(16) / math.sqrt(3), rel=0.01)
+        assert 0.249 < half.abs().max().item() <= 0.25
+
+
+def test_padding_does_not_count_as_width() -> None:
+    """`n` of the January update and `P D` of the CLT's start are of real coordinates: 10, not 16."""
+    jumprelu = JumpReLU(4000)
+    coder = acausal_crosscoder(
+        n_models=2, n_hookpoints=1, d_model=8, n_latents=4000, activation=jumprelu, widths_X=(8, 2)
+    )
+    for start in (JanUpdate(jumprelu, firing_rate=0.3), CLTUniform()):
+        start(coder, batches(coder))
+        assert coder.decoder.dense().abs().max().item() == pytest.approx(1 / math.sqrt(10), rel=0.01)
+
+
 def batches(coder: SparseCoder, n: int = 3) -> list[Batch]:
     return [random_batch(coder, 40, seed) for seed in range(n)]
 

@@ -9,15 +9,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from crosscode.activations import BatchTopK, JumpReLU, ReLU, SeparateBudgets, TopK
+from crosscode.activations import BatchTopK, JumpReLU, PerSite, ReLU, SeparateBudgets, TopK
 from crosscode.batch import Batch
 from crosscode.callbacks import Checkpoint
 from crosscode.data import Dataloader, Harvester, TokenSequences
 from crosscode.errors import BadInput
-from crosscode.initialization import AnthropicTranspose, DecoderBias, JanUpdate, NormalizeActivations
+from crosscode.initialization import AnthropicTranspose, CLTUniform, DecoderBias, JanUpdate, NormalizeActivations
 from crosscode.losses import SummedSquaredError
 from crosscode.metrics import FVU, L0, measure
-from crosscode.models import DenseDecoder, DenseEncoder, SharedDecoder, SparseCoder, Trace, sae
+from crosscode.models import (
+    DenseDecoder,
+    DenseEncoder,
+    SharedDecoder,
+    SparseCoder,
+    Trace,
+    compound_cross_layer_transcoder,
+    sae,
+)
 from crosscode.penalties import AuxK, ExpectedL0, L1OfNorms, PreActivation
 from crosscode.training import (
     ClipNorm,
@@ -349,6 +357,21 @@ def test_trainers_that_would_read_different_batches_do_not_train_together() -> N
         train_together([])
 
 
+def test_an_empty_micro_batch_is_nothing() -> None:
+    """Beside a full one, first or last; its mean would be 0 / 0."""
+    ends = []
+    for order in ((0, 1), (1, 0), (1,)):
+        trainer = a_trainer(TopK(3))
+        trainer.initialize()
+        full = batches()[0]
+        empty = Batch.autoencode(full.inputs_BXiDi[:0])
+        trainer.step([(empty, full)[i] for i in order])
+        ends.append(trainer.model.state_dict())
+    for name, value in ends[0].items():
+        assert torch.equal(value, ends[1][name])
+        assert torch.equal(value, ends[2][name])
+
+
 # --- precision, constraints, thresholds ------------------------------------------------------------------------------
 
 
@@ -377,6 +400,31 @@ def test_every_activation_trains_in_mixed_precision(activation) -> None:
     coder = trainer.train()
     with torch.no_grad():
         assert measure([FVU()], [Trace.of(coder, batch) for batch in batches()])["fvu/pooled"] < 0.5
+
+
+def test_sums_are_not_taken_in_half_precision() -> None:
+    """513 latents are not 512: counts, L1 and what a causal decoder adds up over layers keep float32."""
+    jumprelu = JumpReLU(513, threshold=0.5, bandwidth=2.0)
+    coder = sae(4, 513, jumprelu)
+    with torch.no_grad():
+        coder.encoder.b_enc_L.fill_(1.0)
+        coder.decoder.W_dec_LXoDo.fill_(0.5)
+    batch = Batch.autoencode(torch.zeros(3, 4))
+    for sparse in (False, True):
+        with torch.autocast("cpu", torch.bfloat16):
+            trace = Trace.of(coder, batch, sparse=sparse)
+            assert ExpectedL0(jumprelu)(trace).item() == 513
+            assert L1OfNorms()(trace).item() == 513
+    clt = compound_cross_layer_transcoder(64, 26, 32, PerSite([ReLU() for _ in range(26)]))
+    CLTUniform(32)(clt, [])
+    x_BPD = torch.randn(16, 26, 64)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        latents = clt.activate(x_BPD)
+        recon_BPD = clt.decoder.linear(latents)
+        one_product_BPD = latents @ clt.decoder.dense().flatten(1)
+    exact_BPD = latents.dense().double() @ clt.decoder.dense().double().flatten(1)
+    off = [(found.flatten(1) - exact_BPD)[:, -64:].norm() for found in (recon_BPD, one_product_BPD)]
+    assert off[0] < 1.6 * off[1]
 
 
 def test_decoder_vectors_stay_at_norm_one() -> None:

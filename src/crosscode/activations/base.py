@@ -68,8 +68,8 @@ class Activation(nn.Module):
         """The activation for pre-activations multiplied by `a_L`: a new one where it has parameters."""
         return self
 
-    def begin_calibration(self) -> None:
-        """From now on remember what inference thresholds are to be computed from."""
+    def begin_calibration(self, n_tokens: int) -> None:
+        """From now on remember what inference thresholds are to be computed from: of so many tokens, in batches."""
 
     def end_calibration(self) -> None:
         """Set inference thresholds from what was seen since `begin_calibration`."""

@@ -93,9 +93,9 @@ class _Partition(Activation):
         for part in self.parts():
             part.at_step(step, num_steps)
 
-    def begin_calibration(self) -> None:
+    def begin_calibration(self, n_tokens: int) -> None:
         for part in self.parts():
-            part.begin_calibration()
+            part.begin_calibration(n_tokens)
 
     def end_calibration(self) -> None:
         for part in self.parts():
@@ -244,8 +244,8 @@ class Priced(Activation):
     def at_step(self, step: int, num_steps: int) -> None:
         self.activation.at_step(step, num_steps)
 
-    def begin_calibration(self) -> None:
-        self.activation.begin_calibration()
+    def begin_calibration(self, n_tokens: int) -> None:
+        self.activation.begin_calibration(n_tokens)
 
     def end_calibration(self) -> None:
         self.activation.end_calibration()

@@ -87,7 +87,9 @@ class TopK(_Ranking):
         return top_k_of_rows(pre_BL.detach(), self.k_now, score_norms_L)
 
     def rescaled(self, a_L: Float[Tensor, " L"]) -> "TopK":
-        return evolve(self, weighted=False)
+        plain = evolve(self, weighted=False)
+        plain.k_now = self.k_now
+        return plain
 
 
 @module
@@ -126,8 +128,8 @@ class BatchTopK(_Ranking):
         self.threshold: Tensor
         self.register_buffer("threshold", torch.tensor(-1.0, dtype=torch.float64))  # -1: not set yet
         self.k_now, self.decay_now = self.k, self.ema_decay
-        self._candidates: list[Tensor] | None = None
-        self._n_calibrated = 0
+        self._largest: Tensor | None = None  # of the scores seen since calibration began
+        self._n_wanted = self._n_calibrated = 0
 
     def at_step(self, step: int, num_steps: int) -> None:
         self.k_now = annealed_k(self.k, self.k_start, self.anneal_steps, step)
@@ -135,14 +137,14 @@ class BatchTopK(_Ranking):
         self.decay_now = min(self.ema_decay, max(0.0, 1 - 10 / max(1, num_steps))) if averaging else 0.0
 
     def select(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Pattern:
-        if self._candidates is not None:
+        if self._largest is not None:
             self._remember(scores(pre_BL, score_norms_L))
         if self.training:
             pattern, smallest = top_k_of_batch(pre_BL.detach(), self.k_now * len(pre_BL), score_norms_L)
             if smallest is not None:
                 self._follow(smallest)
             return pattern
-        if self._candidates is None and self.threshold < 0:
+        if self._largest is None and self.threshold < 0:
             raise CrosscodeError(
                 "BatchTopK has no inference threshold yet: train it, or call crosscode.training.calibrate(coder, data)."
             )
@@ -162,28 +164,32 @@ class BatchTopK(_Ranking):
         mixed = self.decay_now * self.threshold + (1 - self.decay_now) * smallest
         self.threshold.copy_(torch.where(self.threshold < 0, smallest, mixed))
 
-    def begin_calibration(self) -> None:
-        self._candidates, self._n_calibrated = [], 0
+    def begin_calibration(self, n_tokens: int) -> None:
+        self._largest, self._n_wanted, self._n_calibrated = torch.empty(0), n_tokens, 0
 
     def _remember(self, scores_BL: Float[Tensor, "B L"]) -> None:
+        """The `k * N`-th largest of all is among as many of those so far; N passes `n_wanted` by less than a batch."""
+        assert self._largest is not None
+        most_kept = self.k * (self._n_wanted + len(scores_BL))
         self._n_calibrated += len(scores_BL)
-        assert self._candidates is not None
-        # A batch contributes about k * B of the k * N largest; four times as many leave room for dense batches.
-        positive = scores_BL[scores_BL > 0]
-        self._candidates.append(positive.topk(min(len(positive), 4 * self.k * len(scores_BL)), sorted=False).values)
+        full = len(self._largest) >= most_kept
+        above_all_left_out = scores_BL[scores_BL > (self._largest.min() if full else 0.0)]
+        self._largest = torch.cat([self._largest.to(scores_BL), above_all_left_out])
+        if len(self._largest) > most_kept:
+            self._largest = self._largest.topk(most_kept, sorted=False).values
 
     def end_calibration(self) -> None:
-        assert self._candidates is not None, "begin_calibration comes first"
-        kept = torch.cat(self._candidates) if self._candidates else torch.empty(0)
+        assert self._largest is not None, "begin_calibration comes first"
         place = self.k * self._n_calibrated
-        enough = 0 < place <= len(kept)
+        enough = 0 < place <= len(self._largest)
         # Sorted, not kthvalue, whose time explodes on values that come in runs.
-        self.threshold.fill_(float(kept.sort(descending=True).values[place - 1]) if enough else 0.0)
-        self._candidates = None
+        self.threshold.fill_(float(self._largest.sort(descending=True).values[place - 1]) if enough else 0.0)
+        self._largest = None
 
     def rescaled(self, a_L: Float[Tensor, " L"]) -> "BatchTopK":
         plain = evolve(self, weighted=False).to(self.threshold.device)
         plain.threshold.copy_(self.threshold)
+        plain.k_now, plain.decay_now = self.k_now, self.decay_now
         return plain.train(self.training)
 
 

@@ -18,6 +18,7 @@ from crosscode.evaluation.measures import site_names
 from crosscode.models import SparseCoder
 
 STREAM = re.compile(r"blocks\.\d+\.hook_(resid_(pre|mid|post)|in|out)")
+IN_ORDER = ("in", "pre", "mid", "post", "out")  # of a layer
 ADDED = re.compile(r"blocks\.\d+\.hook_(mlp|attn)_out")
 AT_ONCE = 64  # latents whose logits are held at once
 
@@ -48,8 +49,14 @@ def direct_sites(hookpoints: Sequence[str]) -> tuple[str, ...]:
     Of a residual stream read at several places, the last: they are one stream. Without any, all outputs of MLPs and
     attention, which are added to it. Nothing else (a norm's output, an MLP's inside) is on the direct path.
     """
-    stream = [name for name in hookpoints if STREAM.fullmatch(name)]
+    stream = sorted((name for name in hookpoints if STREAM.fullmatch(name)), key=_depth)
     return tuple(stream[-1:] or [name for name in hookpoints if ADDED.fullmatch(name)])
+
+
+def _depth(hookpoint: str) -> tuple[int, int]:
+    """Layer, and place in it."""
+    _, layer, name = hookpoint.split(".")
+    return int(layer), IN_ORDER.index(name.removeprefix("hook_").removeprefix("resid_"))
 
 
 @torch.no_grad()

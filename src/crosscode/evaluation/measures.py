@@ -1,6 +1,8 @@
 """What is measured of every coder, in training and on held-out tokens."""
 
-from crosscode.activations import JumpReLU
+from typing import TypeGuard
+
+from crosscode.activations import Activation, PerSite, Thresholded
 from crosscode.data import Dataloader
 from crosscode.metrics import FVU, L0, DecoderCosine, DecoderNormRatio, Density, Metric, Thresholds
 from crosscode.models import PerSiteEncoder, SparseCoder
@@ -24,16 +26,21 @@ def diffs_models(coder: SparseCoder) -> bool:
     return len(dims) == 2 and dims[0] >= 2
 
 
+def has_thresholds(activation: Activation) -> TypeGuard[Thresholded]:
+    """Whether every latent has a threshold to be learned: a JumpReLU, or one at every site."""
+    sites = activation.activations if isinstance(activation, PerSite) else [activation]
+    return all(isinstance(each, Thresholded) for each in sites)
+
+
 def measures(coder: SparseCoder, data: Dataloader) -> list[Metric]:
     """Reconstruction, sparsity and, of a coder of several models, how its decoders differ."""
     n_shared = getattr(coder.decoder, "n_shared", None)
     per_site = coder.encoder.in_dims[0] if isinstance(coder.encoder, PerSiteEncoder) else None
-    jumps = any(isinstance(part, JumpReLU) for part in coder.activation.modules())
     of_two_models: list[Metric] = [DecoderNormRatio(), DecoderCosine()] if diffs_models(coder) else []
     return [
         FVU(site_names(data)),
         L0(n_shared, per_site),
         Density(),
-        *([Thresholds(coder.activation)] if jumps else []),  # type: ignore[arg-type]
+        *([Thresholds(coder.activation)] if has_thresholds(coder.activation) else []),
         *of_two_models,
     ]

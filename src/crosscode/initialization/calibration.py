@@ -14,6 +14,7 @@ from crosscode.errors import BadInput
 from crosscode.initialization.data import scaled_inputs
 from crosscode.initialization.weights import require_autoencoder, transposed, uniform, zero_biases
 from crosscode.models import SparseCoder
+from crosscode.shapes import real_coordinates
 
 MOST_QUANTILE_ELEMENTS = 2**24  # torch.quantile refuses more
 
@@ -85,7 +86,7 @@ class JanUpdate(_EqualFiring):
     """`W_dec ~ U(+-1/sqrt(n))`, `W_enc = (n/m) W_dec^T`, `b_dec = 0`, `b_enc` so that each fires on a fraction r.
 
     `n` is the total input width, `m` the number of latents (January 2025 update; 1/sqrt(n) is its own erratum's value).
-    Run it after `NormalizeActivations` and after anything that ties decoders.
+    Padding of narrower sites does not count for `n`. Run it after `NormalizeActivations`.
 
     Args:
         jumprelu: the coder's own activation; its thresholds are what the biases are set against.
@@ -124,10 +125,13 @@ class JumpReLUWithoutBias(_EqualFiring):
 
 @torch.no_grad()
 def draw_jan_update_weights(coder: SparseCoder, seed: int) -> None:
-    """The January update's weights, derived from the decoder as tied."""
+    """The January update's weights; what is tied between models is drawn once."""
     generator = torch.Generator().manual_seed(seed)
-    n_inputs = torch.Size(coder.encoder.in_dims).numel() * coder.encoder.d_in
-    shape = (coder.n_latents, *coder.decoder.out_dims, coder.decoder.d_out)
-    coder.decoder.assign_(uniform(shape, n_inputs**-0.5, generator).to(coder.scale_out_Xo))
+    encoder, decoder = coder.encoder, coder.decoder
+    n_inputs = int(real_coordinates(encoder.in_dims, encoder.d_in, encoder.widths_Xi).sum())
+    W_dec_LXoDo = uniform((coder.n_latents, *decoder.out_dims, decoder.d_out), n_inputs**-0.5, generator)
+    n_shared = getattr(decoder, "n_shared", 0)
+    W_dec_LXoDo[:n_shared] = W_dec_LXoDo[:n_shared, :1] if n_shared else 0.0  # else tying would average the draws
+    decoder.assign_(W_dec_LXoDo.to(coder.scale_out_Xo))
     coder.encoder.assign_(transposed(coder.decoder.dense()) * (n_inputs / coder.n_latents))
     zero_biases(coder)

@@ -162,13 +162,14 @@ class _SiteStatistics:
 
     def __init__(self, dims: Dims, width: int, widths_X: Dims | None) -> None:
         self.n = 0
-        self.width_X = real_coordinates(dims, width, widths_X).sum(-1).double()
+        self.real_XD = real_coordinates(dims, width, widths_X)
+        self.width_X = self.real_XD.sum(-1).double()
         self.norm_X = torch.zeros(dims, dtype=torch.float64)
         self.square_X = torch.zeros(dims, dtype=torch.float64)
         self.sum_XD = torch.zeros(*dims, width, dtype=torch.float64)
 
     def add(self, raw_BXD: Float[Tensor, "B *X D"]) -> None:
-        raw_BXD = raw_BXD.double()
+        raw_BXD = raw_BXD.double().masked_fill(~self.real_XD.to(raw_BXD.device), 0.0)
         norm_BX = torch.linalg.vector_norm(raw_BXD, dim=-1)
         self.n += len(raw_BXD)
         self.norm_X += norm_BX.sum(0).cpu()

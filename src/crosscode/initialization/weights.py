@@ -158,8 +158,8 @@ class CLTUniform:
     @torch.no_grad()
     def __call__(self, coder: SparseCoder, data: Iterable[Batch]) -> None:
         generator = _generator(self.seed)
-        L, *Xo, Do = _shape(coder)
-        n_outputs = torch.Size(Xo).numel() * Do
+        decoder, L = coder.decoder, coder.n_latents
+        n_outputs = int(real_coordinates(decoder.out_dims, decoder.d_out, decoder.widths_Xo).sum())
         enc_shape = (*coder.encoder.in_dims, coder.encoder.d_in, L)
         W_enc = uniform(enc_shape, (self.n_latents_per_site or L) ** -0.5, generator)
         W_dec = uniform(_shape(coder), n_outputs**-0.5, generator)
@@ -239,8 +239,9 @@ class OrthogonalSkip:
         for i in range(n_in):
             for o in range(n_out):
                 torch.nn.init.orthogonal_(W_IDiODo[i, :, o], self.gain, generator=generator)
-        decoder = coder.decoder
+        encoder, decoder = coder.encoder, coder.decoder
         W_IDiODo *= real_coordinates(decoder.out_dims, decoder.d_out, decoder.widths_Xo).reshape(n_out, -1)
+        W_IDiODo *= real_coordinates(encoder.in_dims, encoder.d_in, encoder.widths_Xi).reshape(n_in, -1, 1, 1)
         coder.skip.assign_(W_IDiODo.reshape(coder.skip.W_skip_XiDiXoDo.shape).to(coder.scale_in_Xi))
         _start_at_means(coder, data, self.n_tokens)
 

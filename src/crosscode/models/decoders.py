@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from crosscode.checks import at_most, count
 from crosscode.errors import BadInput
 from crosscode.kernels.sparse import row_norms
-from crosscode.latents import Latents
+from crosscode.latents import Latents, at_least_fp32
 from crosscode.models.masks import SiteMask
 from crosscode.module import evolve, module
 from crosscode.shapes import Dims, checked_dims, real_coordinates
@@ -106,7 +106,7 @@ class DenseDecoder(nn.Module):
         self.b_dec_XoDo = _make_bias(self.bias, self.out_dims, self.d_out)
         self.allowed_LXoDo: Tensor | None
         allowed = None if self.mask is None else self.mask.allowed_LX(self.n_latents, self.out_dims)[..., None]
-        self.register_buffer("allowed_LXoDo", allowed, persistent=False)
+        self.register_buffer("allowed_LXoDo", None if allowed is None else allowed.bool(), persistent=False)
 
     def dense(self) -> Float[Tensor, "L *Xo Do"]:
         return self.W_dec_LXoDo if self.allowed_LXoDo is None else self.W_dec_LXoDo * self.allowed_LXoDo
@@ -274,12 +274,13 @@ class CausalDecoder(nn.Module):
         return torch.cat([F.pad(row_norms(W_LpPD), (i, 0)) for i, W_LpPD in enumerate(self.W_dec_LpPD)])
 
     def linear(self, latents: Latents) -> Float[Tensor, "B P D"]:
-        recon_BPD = latents.values.new_zeros(len(latents), *self.out_dims, self.d_out)
+        sums = at_least_fp32(latents.values)
+        recon_BPD = latents.values.new_zeros(len(latents), *self.out_dims, self.d_out, dtype=sums)
         for i, W_LpPD in enumerate(self.W_dec_LpPD):
             written_BO = latents.slice(self._site(i)) @ rearrange(W_LpPD, "Lp P D -> Lp (P D)")
             written_BPD = written_BO.reshape(len(latents), -1, self.d_out)
             recon_BPD = recon_BPD + F.pad(written_BPD, (0, 0, i, 0))
-        return recon_BPD
+        return recon_BPD.to(written_BPD.dtype)
 
     def forward(self, latents: Latents) -> Float[Tensor, "B P D"]:
         return _add_bias(self.linear(latents), self.b_dec_XoDo)

@@ -96,7 +96,7 @@ class DenseEncoder(nn.Module):
         allowed_XiDiL = None
         if self.mask is not None:
             allowed_LXi = self.mask.allowed_LX(self.n_latents, self.in_dims)
-            allowed_XiDiL = einsum(allowed_LXi, allowed_XiDi, "L ..., ... Di -> ... Di L")
+            allowed_XiDiL = einsum(allowed_LXi, allowed_XiDi, "L ..., ... Di -> ... Di L").bool()
         self.register_buffer("allowed_XiDiL", allowed_XiDiL, persistent=False)
 
     def weights(self) -> Float[Tensor, "*Xi Di L"]:

@@ -45,11 +45,11 @@ class LinearSkip(nn.Module):
         allowed = None
         if self.pairs is not None:
             n_in, n_out = n_sites(self.in_dims), n_sites(self.out_dims)
-            allowed_IO = torch.zeros(n_in, n_out)
+            allowed_IO = torch.zeros(n_in, n_out, dtype=torch.bool)
             for i, o in self.pairs:
                 if not (0 <= i < n_in and 0 <= o < n_out):
                     raise BadInput(f"LinearSkip.pairs has ({i}, {o}), but there are {n_in} inputs and {n_out} outputs.")
-                allowed_IO[i, o] = 1
+                allowed_IO[i, o] = True
             allowed = allowed_IO.reshape(*self.in_dims, 1, *self.out_dims, 1)
         self.register_buffer("allowed_XiDiXoDo", allowed, persistent=False)
 

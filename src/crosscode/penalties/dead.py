@@ -10,7 +10,7 @@ from crosscode.checks import at_least, count, instance, one_of
 from crosscode.kernels.pattern import Pattern
 from crosscode.kernels.selection import top_k_of_rows
 from crosscode.kernels.sparse import gather
-from crosscode.latents import Latents
+from crosscode.latents import Latents, total
 from crosscode.models import DecoderNorm, Trace, combined_norm_L
 
 
@@ -42,11 +42,11 @@ class PreActivation:
             a_L = a_L * (trace.tokens_since_fired_L >= self.dead_after_tokens)
         theta_L, latents = self.jumprelu.threshold_L, trace.latents
         if latents.pattern is None or latents.pre is None:
-            return ((theta_L - trace.pre_BL).relu() @ a_L).sum() / len(trace)
+            return total((theta_L - trace.pre_BL).relu().sum(0) * a_L) / len(trace)
         # relu(t) = t + relu(-t): a term of the mean input alone, and one that only firing latents have.
         mean_z_L = trace.model.encoder(trace.inputs_BXiDi.mean(0, keepdim=True))[0]
         above_N = (latents.pre - gather(theta_L, latents.pattern)).relu() * gather(a_L, latents.pattern)
-        return (theta_L - mean_z_L) @ a_L + above_N.sum() / len(trace)
+        return total((theta_L - mean_z_L) * a_L) + total(above_N) / len(trace)
 
 
 @attrs.frozen

@@ -7,6 +7,7 @@ from torch import Tensor
 from crosscode.checks import contiguous
 from crosscode.errors import BadInput
 from crosscode.models import Trace
+from crosscode.shapes import real_coordinates
 
 
 def _check_two_models(trace: Trace, who: str) -> None:
@@ -20,6 +21,8 @@ def _check_two_models(trace: Trace, who: str) -> None:
 class DeltaReconstruction:
     """The delta latents alone should reconstruct `x_1 - x_0` (Delta-Crosscoder, 2026): mean squared error.
 
+    The mean is over tokens and real coordinates, without the padding of narrower sites.
+
     Args:
         latents: the range of delta latents.
     """
@@ -31,17 +34,19 @@ class DeltaReconstruction:
 
     def __call__(self, trace: Trace) -> Float[Tensor, ""]:
         _check_two_models(trace, "DeltaReconstruction")
-        W_LMO = trace.model.decoder.dense()[self.latents].flatten(2)
+        decoder = trace.model.decoder
+        W_LMO = decoder.dense()[self.latents].flatten(2)
         delta_BO = trace.latents.slice(self.latents) @ (W_LMO[:, 1] - W_LMO[:, 0])
         target_BMO = trace.targets_BXoDo.flatten(2)
-        return (delta_BO - (target_BMO[:, 1] - target_BMO[:, 0])).square().mean()
+        n_real = int(real_coordinates(decoder.out_dims, decoder.d_out, decoder.widths_Xo).any(0).sum())
+        return (delta_BO - (target_BMO[:, 1] - target_BMO[:, 0])).square().sum() / (len(trace) * n_real)
 
 
 @attrs.frozen
 class DifferenceWeighting:
-    """`2 e_1 . e_0`; with weight -1 beside the summed squared error the loss becomes `||e_1 - e_0||^2`."""
+    """`-2 e_1 . e_0`: beside the summed squared error it makes the loss, at weight 1, `||e_1 - e_0||^2`."""
 
     def __call__(self, trace: Trace) -> Float[Tensor, ""]:
         _check_two_models(trace, "DifferenceWeighting")
         error_BMO = trace.error_BXoDo.flatten(2)
-        return 2 * (error_BMO[:, 0] * error_BMO[:, 1]).sum() / len(trace)
+        return -2 * (error_BMO[:, 0] * error_BMO[:, 1]).sum() / len(trace)

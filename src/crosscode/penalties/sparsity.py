@@ -8,7 +8,7 @@ from torch import Tensor
 from crosscode.activations import Thresholded
 from crosscode.checks import contiguous, instance, one_of, positive
 from crosscode.kernels.pattern import Pattern
-from crosscode.latents import Latents
+from crosscode.latents import Latents, total
 from crosscode.models import DecoderNorm, Trace, combined_norm_L
 
 ALL = slice(None)
@@ -41,7 +41,7 @@ class L1OfNorms:
 
     def __call__(self, trace: Trace) -> Float[Tensor, ""]:
         a_L = combined_norm_L(trace.decoder_norms_LXo, self.norm)
-        return trace.latents.sum_L()[self.latents] @ a_L[self.latents] / len(trace)
+        return total(trace.latents.sum_L()[self.latents] * a_L[self.latents]) / len(trace)
 
 
 @attrs.frozen
@@ -65,7 +65,7 @@ class TanhSparsity:
 
     def __call__(self, trace: Trace) -> Float[Tensor, ""]:
         f, a, _ = weighed(trace, self.latents, self.norm)
-        return torch.tanh(self.c * f * a).sum() / len(trace)
+        return total(torch.tanh(self.c * f * a)) / len(trace)
 
 
 @attrs.frozen
@@ -102,7 +102,7 @@ def mean_l0(trace: Trace, jumprelu: Thresholded) -> Float[Tensor, ""]:
     """The batch mean of `sum_L 1[z > theta]`, differentiable through the step's estimator."""
     latents = trace.latents
     pre = trace.pre_BL if latents.pre is None else latents.pre
-    return jumprelu.step(pre, latents.pattern).sum() / len(trace)
+    return total(jumprelu.step(pre, latents.pattern)) / len(trace)
 
 
 @attrs.frozen

@@ -24,7 +24,7 @@ def calibrate(coder: SparseCoder, data: Iterable[Batch], n_tokens: int = 30_000)
         return coder
     was_training = coder.training
     coder.eval()
-    coder.activation.begin_calibration()
+    coder.activation.begin_calibration(n_tokens)
     for batch in first_tokens(data, n_tokens):
         coder.encode(batch.inputs_BXiDi.to(coder.device))
     coder.activation.end_calibration()

@@ -229,7 +229,7 @@ class Trainer:
             check_weights(state.step, model)
         sums: dict[str, Tensor] = {}
         trace: Trace | None = None
-        for batch in micro_batches:
+        for batch in filter(len, micro_batches):
             share = len(batch) / n_tokens
             bf16 = torch.autocast(model.device.type, torch.bfloat16, enabled=self.precision == "bf16")
             with phase("forward"), bf16:
