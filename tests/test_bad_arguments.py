@@ -22,7 +22,7 @@ from crosscode.metrics import *
 from crosscode.models import *
 from crosscode.penalties import *
 from crosscode.schedulers import *
-from crosscode.training import Trainer, Weighted
+from crosscode.training import Trainer, Weighted, train_together
 
 def coder(activation=None, dims=()):
     return SparseCoder(DenseEncoder(dims, 4, 6), activation or ReLU(), DenseDecoder(6, dims, 4))
@@ -196,6 +196,14 @@ KINDS = {
     "LinearSkip((), None, (), 4)": "LinearSkip.d_in=None must be a whole number",
     "trainer(loss=None)": "loss must be a function.* got None",
     "trainer(loss=SummedSquaredError)": "loss=SummedSquaredError is a class",
+    "Batch(torch.randn(3, 4), torch.randn(1, 4))": r"targets_BXoDo of shape \(1, 4\) has not as many tokens",
+    "Batch.autoencode([[1.0, 2.0]])": "Batch.inputs_BXiDi must be a tensor of activations, got",
+    "trainer().step([torch.randn(3, 4)])": r"data must be batches, such as Batch\.autoencode\(activations\), got",
+    "NormalizeActivations()(coder(), [torch.randn(3, 4)])": r"data must be batches, such as Batch\.autoencode",
+    "train_together(trainer())": "trainers must be a list of Trainers, got",
+    "train_together([1, 2])": "trainers must be a list of Trainers, got 1",
+    "(lambda one: train_together([one, one]))(trainer())": "trainers hold one coder twice",
+    "(lambda model: train_together([trainer(model), trainer(model)]))(coder())": "trainers hold one coder twice",
     "trainer(data=3)": "data must be re-iterable batches.* got 3",
     "trainer(held_out=3)": "held_out must be re-iterable batches, or None, got 3",
     "trainer(optimizer=torch.optim.Adam)": "optimizer=Adam is a class",

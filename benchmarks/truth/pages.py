@@ -118,6 +118,7 @@ to 1 and sparsity from 1.5 to 10, shared_ratio .2, 512 shared latents, 1200 step
 latents of TopK. Three reach *refusal* (.99 to 1.00) and lose one to three of the others: 896 shared latents with k of
 22 + 2, and decoder norm .1 with k of 20 + 12, or with 768 shared latents and k of 20 + 4. Its latent is there in
 every run (*any living untied latents*), but at a relative norm of .5 to .65, within the null's.
+(JumpReLU's, beside the rows above, was tried with shared latents that began smaller by the square root of 2.)
 """
 
 

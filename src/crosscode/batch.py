@@ -4,6 +4,9 @@ import attrs
 from jaxtyping import Float
 from torch import Tensor, device
 
+from crosscode.checks import instance
+from crosscode.errors import BadInput
+
 
 @attrs.frozen
 class Batch:
@@ -16,6 +19,15 @@ class Batch:
 
     inputs_BXiDi: Float[Tensor, "B *Xi Di"]
     targets_BXoDo: Float[Tensor, "B *Xo Do"]
+
+    def __attrs_post_init__(self) -> None:
+        for name in ("inputs_BXiDi", "targets_BXoDo"):
+            instance(f"Batch.{name}", getattr(self, name), Tensor, "a tensor of activations")
+        if self.inputs_BXiDi.shape[:1] != self.targets_BXoDo.shape[:1]:
+            raise BadInput(
+                f"Batch.targets_BXoDo of shape {tuple(self.targets_BXoDo.shape)} has not as many tokens as inputs_BXiDi"
+                f" of shape {tuple(self.inputs_BXiDi.shape)}."
+            )
 
     @classmethod
     def autoencode(cls, x_BXD: Float[Tensor, "B *X D"]) -> "Batch":

@@ -16,8 +16,11 @@ from crosscode.evaluation import Ablation, CutOffs, full_evaluation
 from crosscode.report import print_evaluation, print_exclusivity, write_report
 from crosscode.run import RunOptions, held_out_of, judge_by_null
 from crosscode.run_files import CODER, OPTIONS, read_dead
+from crosscode.run_folder import locked, writing
 from crosscode.saving import load
 from crosscode.training import calibrate
+
+WHAT_WAS = "What was there before still is: make room, then try again."
 
 
 def evaluate(
@@ -63,8 +66,9 @@ def evaluate(
         example_latents=example_latents,
         dead_L=read_dead(run),
     )
-    folder = evaluation.save(run)
-    found = judge_by_null(run, nu_error, nu_recon)
+    with locked(run), writing(run, WHAT_WAS):
+        folder = evaluation.save(run)
+        found = judge_by_null(run, nu_error, nu_recon)
     if not quiet:
         print_evaluation(evaluation, f"{run.name} on held-out text")
         if found is not None:
@@ -79,7 +83,8 @@ def report(run: Path, /, *, output: Path | None = None) -> None:
         run: the run's folder, evaluated.
         output: the file; `report.html` in the run's folder if not given.
     """
-    print(write_report(run, output))
+    with writing(run if output is None else output, WHAT_WAS):
+        print(write_report(run, output))
 
 
 def cache(action: Literal["list", "verify", "prune"], directory: Path, /, *, max_gb: float | None = None) -> None:

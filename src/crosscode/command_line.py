@@ -40,6 +40,9 @@ def errors_in_one_line() -> Iterator[None]:
     except CrosscodeError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, BadInput) else 1) from None
+    except KeyboardInterrupt:  # a run that has begun says how it goes on: `saying_how_to_resume`
+        print("stopped.", file=sys.stderr)
+        raise SystemExit(130) from None
     except OSError as error:
         if error.errno not in UNUSABLE:
             raise

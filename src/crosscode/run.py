@@ -8,6 +8,7 @@ makes every argument of the factory, and of `RunOptions`, an option of the comma
 
 import inspect
 import os
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -122,16 +123,17 @@ def run_beside_null(factory: Callable[..., Trainer], run: RunOptions, scheme: Ma
         summary |= {"null/false_positives": found.null.n_exclusive, "null/latents": found.n_null}
         summary |= {"null/false_positive_rate": found.false_positive_rate, "null/exclusive": found.pair.n_exclusive}
         write_json(directory / SUMMARY, summary)
+    reported = False
     if run.report:
         wandb = _wandb_of(run, name)
         try:
             wandb.open(trainer)  # the run that training ended
-            _report(directory, wandb)
+            reported = _report(directory, wandb)
         finally:
             wandb.finish()
     if found is not None and not run.quiet:
         print_exclusivity(found, held_out_of(trainer.model, run).model_names)
-        if run.report:
+        if reported:
             print(f"The report: {directory / REPORT}")
     return summary
 
@@ -183,7 +185,8 @@ def run_recipe(trainer: Trainer, run: RunOptions, name: str) -> dict[str, Any]:
     with made_and_locked(directory, trainer):
         take_up(trainer, directory, run.resume, run.resume_changed)
         if not run.resume:
-            delete_checkpoints(directory / CHECKPOINTS)  # of a complete run, which this one replaces
+            delete_checkpoints(directory / CHECKPOINTS)  # of a complete run, which this one replaces …
+            shutil.rmtree(directory / NULL, ignore_errors=True)  # … and of its null, which is not this one's
         (directory / SUMMARY).unlink(missing_ok=True)
         with writing(directory):
             run.write(directory / OPTIONS)
@@ -199,11 +202,10 @@ def run_recipe(trainer: Trainer, run: RunOptions, name: str) -> dict[str, Any]:
                 save(coder, directory / CODER)
                 write_provenance(directory, run.device, started, datetime.now(UTC), first_step)
             summary = _measure(trainer, run, name, None if profile is None else profile.spent, dead_after)
-            if run.report:
-                _report(directory, wandb)
+            reported = run.report and _report(directory, wandb)
         finally:
             wandb.finish()
-    if run.report and not run.quiet:
+    if reported and not run.quiet:
         print(f"The report: {directory / REPORT}")
     if profile is not None and profile.spent is not None:
         print_time(profile.spent, profile.trace)
@@ -258,12 +260,14 @@ def _wandb_of(run: RunOptions, name: str) -> WeightsAndBiases:
     return WeightsAndBiases(run.wandb_mode, run.wandb_project, name, run.directory(name), hold=True)
 
 
-def _report(directory: Path, wandb: WeightsAndBiases) -> None:
-    """The page, and its figures for wandb; a run is complete without them."""
+def _report(directory: Path, wandb: WeightsAndBiases) -> bool:
+    """The page, and its figures for wandb; a run is complete without them. Whether they were made."""
     try:
         wandb.show(write_report(directory), figures_of(directory))
+        return True
     except Exception as error:
         warn(f"no report was made ({type(error).__name__}: {error}); the run is complete.")
+        return False
 
 
 def main(factory: Callable[..., Trainer], arguments: Sequence[str] | None = None) -> dict[str, Any]:

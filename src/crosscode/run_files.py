@@ -44,11 +44,23 @@ def rows_of(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield line, row
 
 
-def write_json(file: Path, content: Any) -> None:
-    """JSON, indented; the file is the old one or the new one, whatever happens meanwhile."""
+def write_whole(file: Path, text: str) -> None:
+    """A text; the file is the old one or the new one, whatever happens meanwhile. A device is written to as it is."""
+    if file.exists() and not file.is_file():
+        file.write_text(text, encoding="utf-8")
+        return
     beside = file.with_name(f".{file.name}")
-    beside.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(beside, file)
+    try:
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, file)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def write_json(file: Path, content: Any) -> None:
+    """JSON, indented, as `write_whole` writes."""
+    write_whole(file, json.dumps(content, indent=2) + "\n")
 
 
 def read_json(file: Path) -> Any:

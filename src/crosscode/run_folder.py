@@ -111,8 +111,10 @@ def refuse_cut_short(directory: Path) -> None:
 
 
 @contextmanager
-def writing(directory: Path) -> Iterator[None]:
-    """What is written in here is worth nothing by halves: a full disk is said in one line, and the run can go on.
+def writing(
+    directory: Path, cure: str = "What was trained is in its checkpoints: make room, then --resume."
+) -> Iterator[None]:
+    """What is written in here is worth nothing by halves: a full disk is said in one line, and how to go on.
 
     Raises:
         CrosscodeError: something could not be written.
@@ -120,10 +122,7 @@ def writing(directory: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise CrosscodeError(
-            f"{directory} could not be written to: {error}. What was trained is in its checkpoints: "
-            "make room, then --resume."
-        ) from error
+        raise CrosscodeError(f"{directory} could not be written to: {error}. {cure}") from error
 
 
 @contextmanager
@@ -153,5 +152,7 @@ def how_to_resume(directory: Path, arguments: Sequence[str]) -> str:
     of_null = newest_checkpoint(directory / NULL / CHECKPOINTS) if (directory / SUMMARY).exists() else None
     newest, which = (newest, "") if of_null is None else (of_null, " of the null run")
     again = arguments if "--resume" in arguments else [*arguments, "--resume"]
-    command = shlex.join([Path(sys.executable).name, sys.argv[0], *again])
+    python = Path(sys.executable).name
+    python = python if shutil.which(python) == sys.executable else sys.executable
+    command = shlex.join([python, sys.argv[0], *again])
     return f"Go on from step {int(newest.name.removeprefix('step_'))}{which} with: {command}"

@@ -255,7 +255,8 @@ class RunOptions:
             raise BadInput(f"models={self.models}: this recipe compares models, so name at least two.")
         if self.null is not None and len(self.models) != 2:
             raise BadInput(f"null={self.null!r} takes the second model's place: models={self.models} must name two.")
-        if (self.null, self.null_revision) == (self.models[0], self.revisions[0] if self.revisions else None):
+        same = self.null is not None and _same_model(self.null, self.models[0])
+        if same and self.null_revision == (self.revisions[0] if self.revisions else None):
             raise BadInput(f"null={self.null!r} is the first model itself, beside which no latent is ever exclusive.")
         if len(default.reads) > 1 and len(self.reads) != len(self.writes):
             raise BadInput(f"reads={self.reads} and writes={self.writes}: each layer read needs its own written one.")
@@ -337,6 +338,11 @@ class RunOptions:
             raise
         except (OSError, *DAMAGE) as error:
             raise BadInput(f"{str(file)!r} does not hold a run's options: {error}") from error
+
+
+def _same_model(one: str, other: str) -> bool:
+    """One name, or two of one folder."""
+    return one == other or (Path(one).is_dir() and Path(one).resolve() == Path(other).resolve())
 
 
 def _check_type(run: RunOptions, field: Any) -> None:

@@ -21,7 +21,7 @@ from crosscode.checks import usable_device
 from crosscode.errors import BadInput, CrosscodeError, close_match, first_line
 from crosscode.models import SparseCoder
 from crosscode.module import fields_of
-from crosscode.run_files import sha256_of, write_tensors
+from crosscode.run_files import CODER, sha256_of, write_tensors
 
 SPEC, WEIGHTS = "coder.json", "model.safetensors"
 FORMAT = 1
@@ -170,7 +170,8 @@ def load(
     directory, classes, device = Path(directory), list(classes), usable_device(device)
     for name in (SPEC, WEIGHTS):
         if not (directory / name).is_file():
-            raise BadInput(f"{str(directory)!r} holds no saved coder: {name} is missing.")
+            within = f" There is one in {str(directory / CODER)!r}." if (directory / CODER / SPEC).is_file() else ""
+            raise BadInput(f"{str(directory)!r} holds no saved coder: {name} is missing.{within}")
     try:
         content = json.loads((directory / SPEC).read_text())
     except (ValueError, RecursionError, OSError) as error:  # bad JSON, bad UTF-8, brackets without end

@@ -1,12 +1,15 @@
 """`python -m crosscode`: what is done with the folder of a run needs nothing but the folder."""
 
 import os
+import resource
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+import crosscode.cli
 from crosscode.cli import main
 from crosscode.evaluation import Evaluation
 from crosscode.run import RunOptions
@@ -79,6 +82,40 @@ def test_a_report_is_written_from_the_folder(run_small, tmp_path: Path, capsys) 
     with pytest.raises(SystemExit):
         main(["report", str(tmp_path / "run")])
     assert f"python -m crosscode evaluate {tmp_path / 'run'}" in capsys.readouterr().err
+
+
+def test_what_was_there_survives_a_full_disk(run_small, tmp_path: Path, capsys) -> None:
+    """An evaluation and a report that find no room leave those of before as they were, and are told in one line."""
+    run_small("feb_diffing_topk", n_models=2, n_shared=8, k_shared=3, k_exclusive=3, num_steps=2, report=True)
+    run = tmp_path / "run"
+    before = {file: file.read_bytes() for file in (*(run / "evaluation").iterdir(), run / "report.html")}
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for command in (["evaluate", str(run), "--splice-tokens", "0", "--n-tokens", "500"], ["report", str(run)]):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, usual[1]))
+        try:
+            with pytest.raises(SystemExit) as stopped:
+                main(command)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+        assert stopped.value.code == 1
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+        assert "could not be written to" in line
+        assert "What was there before still is" in line
+    assert {file: file.read_bytes() for file in before} == before
+    assert not [file for file in run.iterdir() if file.name.startswith(".")]
+
+
+def test_a_command_that_is_interrupted_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """Ctrl-C: no traceback, exit code 130."""
+
+    def interrupted(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(crosscode.cli, "write_report", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        main(["report", str(tmp_path)])
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err == "stopped.\n"
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,20 @@ def test_wandb_has_the_null_too(run_small, folder: Path, tmp_path: Path) -> None
     assert page.read_bytes() == (tmp_path / "run" / "report.html").read_bytes()
 
 
+def test_a_new_run_keeps_no_null_of_the_one_it_replaces(run_small, folder: Path, tmp_path: Path, capsys) -> None:
+    """Another seed, with a null or without: nothing of the old null is used."""
+    given: dict[str, Any] = {"n_models": 2, **DIFFING, "null": control(folder)}
+    run_small("feb_diffing_topk", **given)
+    null = tmp_path / "run" / "null"
+    old = (null / "coder" / "model.safetensors").read_bytes()
+    run_small("feb_diffing_topk", **given, seed=1)
+    assert (null / "coder" / "model.safetensors").read_bytes() != old
+    run_small("feb_diffing_topk", n_models=2, **DIFFING, seed=2)
+    assert not null.exists()
+    evaluate_command(["evaluate", str(tmp_path / "run"), "--splice-tokens", "0"])
+    assert "The null's" not in capsys.readouterr().out
+
+
 def test_a_null_run_goes_on_where_it_was_cut_short(run_small, folder: Path, tmp_path: Path) -> None:
     """With --resume, of a whole run and half a null one; without it, half a null run is not overwritten."""
     given: dict[str, Any] = {"n_models": 2, **DIFFING, "null": control(folder)}
@@ -94,6 +108,7 @@ def test_a_null_run_goes_on_where_it_was_cut_short(run_small, folder: Path, tmp_
     [
         ("feb_diffing_l1", {"null": "embedded:contrl", "n_shared": 8}, "Did you mean 'control'"),
         ("feb_diffing_l1", {"null": "base", "n_shared": 8}, "is the first model itself"),
+        ("feb_diffing_l1", {"null": "tuned/../base", "n_shared": 8}, "is the first model itself"),
         ("sae_topk", {"null": "tuned", "n_models": 1}, "models="),
     ],
 )

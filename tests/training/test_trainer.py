@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import attrs
 import pytest
@@ -355,6 +356,41 @@ def test_trainers_that_would_read_different_batches_do_not_train_together() -> N
         train_together([a_trainer(data=data), ahead])
     with pytest.raises(BadInput, match="empty"):
         train_together([])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
+@pytest.mark.parametrize("what", ["lr", "weight"])
+def test_a_schedule_that_gives_no_number_stops_before_the_step(what: str, value: Any) -> None:
+    """Also at the last step, after which weights would be handed back as NaN."""
+    schedule = lambda step: value if step == 3 else 1e-3
+    penalties = {"l1": Weighted(L1OfNorms(), schedule if what == "weight" else 1e-3)}
+    trainer = a_trainer(TopK(3), penalties=penalties, num_steps=4)
+    if what == "lr":
+        trainer.lr = schedule
+    with pytest.raises(NumericalError, match=f"step 3: .*{'lr' if what == 'lr' else 'l1'}.* is {value}"):
+        trainer.train()
+    assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
+
+
+def test_weights_that_the_last_step_spoiled_are_not_handed_back() -> None:
+    """Nothing is computed with them any more: they are looked at all the same."""
+    trainer = a_trainer(TopK(3), num_steps=3)
+
+    def spoil(coder: SparseCoder) -> None:
+        if trainer.state.step == 2:
+            coder.encoder.b_enc_L[0] = float("nan")
+
+    trainer.constraints = [torch.no_grad()(spoil)]
+    with pytest.raises(NumericalError, match=r"encoder\.b_enc_L is not finite; it was made by the last steps"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_activations_of_any_precision_are_read_in_the_coders(dtype: torch.dtype) -> None:
+    """As they come from a model in half precision, or from numpy in double."""
+    coder = a_trainer(TopK(3), num_steps=2).train()
+    x_BXD = batches()[0].inputs_BXiDi
+    torch.testing.assert_close(coder(x_BXD.to(dtype)), coder(x_BXD.to(dtype).float()))
 
 
 def test_an_empty_micro_batch_is_nothing() -> None:

@@ -15,6 +15,8 @@ Norms, cosines, activations and ratios are of the coder's scaled space; cross-en
 
 import json
 import math
+import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -99,11 +101,27 @@ class Evaluation:
         return {name: value if math.isfinite(value) else None for name, value in self.metrics.items()}
 
     def save(self, run: Path) -> Path:
-        """Write the files below a run's folder; gives the folder they are in."""
-        folder = run / FOLDER
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in (METRICS, LATENTS, EXAMPLES, TOKENS):  # none of an earlier evaluation beside this one
-            (folder / name).unlink(missing_ok=True)
+        """Write the files below a run's folder; gives the folder they are in.
+
+        They are written beside an earlier evaluation and take its place when all are there: it is lost to no full disk,
+        and none of its files, nor what was called exclusive by them, stays beside the new ones.
+        """
+        beside, before = run / f".{FOLDER}.new", run / f".{FOLDER}.old"
+        for left in (beside, before):
+            shutil.rmtree(left, ignore_errors=True)
+        try:
+            beside.mkdir(parents=True)
+            self._write(beside)
+        except BaseException:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
+        if (run / FOLDER).exists():
+            os.replace(run / FOLDER, before)
+        os.replace(beside, run / FOLDER)
+        shutil.rmtree(before, ignore_errors=True)
+        return run / FOLDER
+
+    def _write(self, folder: Path) -> None:
         content = {"from": self.source, "space": SPACE, "metrics": self.finite()}
         (folder / METRICS).write_text(json.dumps(content, indent=2) + "\n")
         write_tensors({name: t.to("cpu", copy=True).contiguous() for name, t in self.latents.items()}, folder / LATENTS)
@@ -113,7 +131,6 @@ class Evaluation:
             plain = {name: json.dumps(value) for name, value in parts.items() if not isinstance(value, Tensor)}
             write_tensors(tensors, folder / EXAMPLES, plain)
             (folder / TOKENS).write_text(json.dumps(self.texts, indent=0) + "\n")
-        return folder
 
     @classmethod
     def load(cls, run: Path) -> "Evaluation":

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crosscode.batch import Batch
-from crosscode.checks import count, one_of
+from crosscode.checks import count, instance, one_of
 from crosscode.errors import BadInput
 from crosscode.models import SparseCoder
 from crosscode.shapes import Dims, real_coordinates
@@ -26,6 +26,7 @@ def one_epoch(data: Iterable[Batch]) -> Iterator[Batch]:
     batches = iter(data)
     cursor: Callable[[], Mapping[str, Any]] = getattr(batches, "cursor", dict)
     for batch in batches:
+        instance("data", batch, Batch, "batches, such as Batch.autoencode(activations)")
         yield batch
         if cursor().get("epoch", 0) > 0:
             return

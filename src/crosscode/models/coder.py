@@ -97,13 +97,13 @@ class SparseCoder(nn.Module):
         _expect("targets_BXoDo", batch.targets_BXoDo, self.shift_out_XoDo)
 
     def scale_inputs(self, raw_BXiDi: Float[Tensor, "B *Xi Di"]) -> Float[Tensor, "B *Xi Di"]:
-        """Raw inputs into scaled space; what a narrower site's padding holds counts as 0."""
-        scaled_BXiDi = (raw_BXiDi - self.shift_in_XiDi) * self.scale_in_Xi[..., None]
+        """Raw inputs into scaled space, in the coder's precision; a narrower site's padding counts as 0."""
+        scaled_BXiDi = ((raw_BXiDi - self.shift_in_XiDi) * self.scale_in_Xi[..., None]).to(self.scale_in_Xi.dtype)
         return scaled_BXiDi if self.padding_in_XiDi is None else scaled_BXiDi.masked_fill(self.padding_in_XiDi, 0.0)
 
     def scale_targets(self, raw_BXoDo: Float[Tensor, "B *Xo Do"]) -> Float[Tensor, "B *Xo Do"]:
-        """Raw targets into scaled space; what a narrower site's padding holds counts as 0."""
-        scaled_BXoDo = (raw_BXoDo - self.shift_out_XoDo) * self.scale_out_Xo[..., None]
+        """Raw targets into scaled space, in the coder's precision; a narrower site's padding counts as 0."""
+        scaled_BXoDo = ((raw_BXoDo - self.shift_out_XoDo) * self.scale_out_Xo[..., None]).to(self.scale_out_Xo.dtype)
         return scaled_BXoDo if self.padding_out_XoDo is None else scaled_BXoDo.masked_fill(self.padding_out_XoDo, 0.0)
 
     def unscale_outputs(self, recon_BXoDo: Float[Tensor, "B *Xo Do"]) -> Float[Tensor, "B *Xo Do"]:

@@ -68,7 +68,7 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
         raise CrosscodeError(f"{str(folder)!r} cannot be shown, a file is damaged: {first_line(error)}") from error
     output = folder / run_files.REPORT if output is None else output
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(page, encoding="utf-8")
+    run_files.write_whole(output, page)
     return output
 
 

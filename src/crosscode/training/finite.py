@@ -1,5 +1,6 @@
 """Numbers that are none: found at the cost of a sum, then named."""
 
+import math
 from collections.abc import Iterable, Mapping
 from itertools import product
 from typing import Any
@@ -62,6 +63,13 @@ def check_gradients(step: int, total_norm: Tensor, model: nn.Module) -> None:
     if not torch.isfinite(total_norm):
         culprits = not_finite((name, p.grad) for name, p in model.named_parameters() if p.grad is not None)
         raise NumericalError(f"step {step}: the gradient of {', '.join(culprits) or 'the coder'} is not finite.")
+
+
+def check_rate(step: int, name: str, value: Any) -> float:
+    """A schedule's value, or `NumericalError` that names the schedule whose value is no finite number."""
+    if not hasattr(value, "__float__") or not math.isfinite(value):
+        raise NumericalError(f"step {step}: {name} is {value!r}, which is no finite number; no step was taken.")
+    return float(value)
 
 
 def check_weights(step: int, model: nn.Module, when: str = "no step was taken") -> None:

@@ -30,7 +30,7 @@ from crosscode.penalties import SparsityPenalty
 from crosscode.phases import phase
 from crosscode.schedulers import Scheduler, as_scheduler
 from crosscode.training.calibration import calibrate
-from crosscode.training.finite import check_batch, check_gradients, check_terms, check_weights
+from crosscode.training.finite import check_batch, check_gradients, check_rate, check_terms, check_weights
 from crosscode.training.gradients import ClipNorm, Constraint, GradientTransform
 from crosscode.training.interrupt import deferred_interrupts
 from crosscode.training.state import TrainState
@@ -206,6 +206,7 @@ class Trainer:
         Args:
             data: the same batches as `calibration_data`, where several trainers remember one harvest.
         """
+        check_weights(self.state.step, self.model, "it was made by the last steps")
         calibrate(self.model, self.calibration_data if data is None else data)
         self.model.eval()
 
@@ -221,7 +222,13 @@ class Trainer:
         model.train()
         self._switch_optimizer("train")
         model.activation.at_step(state.step, self.num_steps)
-        weights = {name: weighted.weight(state.step) for name, weighted in self.penalties.items()}
+        weights = {
+            name: check_rate(state.step, f"the weight of {name!r}", weighted.weight(state.step))
+            for name, weighted in self.penalties.items()
+        }
+        lr = check_rate(state.step, "lr", self.lr(state.step))
+        for batch in micro_batches:
+            instance("data", batch, Batch, "batches, such as Batch.autoencode(activations)")
         n_tokens = sum(map(len, micro_batches))
         if n_tokens == 0:
             raise BadInput("a step needs at least one token.")
@@ -251,7 +258,6 @@ class Trainer:
                 (loss * share).backward()
             for name, value in {**terms, "": loss}.items():
                 sums[name] = sums.get(name, 0) + share * value.detach()
-        lr = self.lr(state.step)
         with phase("optimizer"):
             gradient_norm = self._transform_gradients()
             for group in self.optimizer.param_groups:
@@ -364,8 +370,13 @@ def train_together(trainers: Sequence[Trainer]) -> list[SparseCoder]:
         The trained coders, in order.
 
     Raises:
-        BadInput: the trainers would not read the same batches.
+        BadInput: the trainers would not read the same batches, or two of them train one coder.
     """
+    instance("trainers", trainers, Sequence, "a list of Trainers")
+    for trainer in trainers:
+        instance("trainers", trainer, Trainer, "a list of Trainers")
+    if len({id(trainer.model) for trainer in trainers}) < len(trainers):
+        raise BadInput("trainers hold one coder twice: each trains a coder of its own.")
     if not trainers:
         raise BadInput("trainers is empty: nothing to train.")
     first, *others = trainers
