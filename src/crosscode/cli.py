@@ -10,15 +10,17 @@ import attrs
 
 from crosscode.checks import at_least, at_most
 from crosscode.command_line import errors_in_one_line, read_command
+from crosscode.data import Dataloader
 from crosscode.data.cache import list_cache, prune_cache, verify_cache
-from crosscode.errors import BadInput
+from crosscode.errors import DAMAGE, BadInput, warn
 from crosscode.evaluation import Ablation, CutOffs, full_evaluation
 from crosscode.report import print_evaluation, print_exclusivity, write_report
 from crosscode.run import RunOptions, held_out_of, judge_by_null
-from crosscode.run_files import CODER, OPTIONS, read_dead
+from crosscode.run_files import CODER, CONFIGURATION, OPTIONS, read_dead, read_json
 from crosscode.run_folder import locked, writing
 from crosscode.saving import load
-from crosscode.training import calibrate
+from crosscode.training import calibrate, describe
+from crosscode.training.description import differences
 
 WHAT_WAS = "What was there before still is: make room, then try again."
 
@@ -56,6 +58,9 @@ def evaluate(
     options = options if device is None else attrs.evolve(options, device=device)
     coder = load(run / CODER, device=options.device)
     held_out = held_out_of(coder, options)
+    if changed := changed_since_training(run, held_out):
+        differ = "; ".join(changed)
+        warn(f"{run.name} was trained on other models or text ({differ}): figures are of what is there now.")
     evaluation = full_evaluation(
         calibrate(coder, held_out),
         held_out,
@@ -74,6 +79,16 @@ def evaluate(
         if found is not None:
             print_exclusivity(found, held_out.model_names)
         print(f"\nWritten to {folder}; python -m crosscode report {run} shows it.")
+
+
+def changed_since_training(run: Path, held_out: Dataloader) -> list[str]:
+    """Models and text that are not what a run's configuration says, as far as it can be read."""
+    then, now = read_json(run / CONFIGURATION), describe(held_out)
+    try:
+        models = differences(then["data"]["harvester"]["models"], now["harvester"]["models"], "models")
+        return models + differences(then["data"]["sequences"]["source"], now["sequences"]["source"], "text")
+    except DAMAGE:
+        return []
 
 
 def report(run: Path, /, *, output: Path | None = None) -> None:

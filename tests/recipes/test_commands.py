@@ -3,6 +3,7 @@
 import os
 import resource
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 import crosscode.cli
 from crosscode.cli import main
+from crosscode.errors import CrosscodeWarning
 from crosscode.evaluation import Evaluation
 from crosscode.run import RunOptions
 from crosscode.run_files import OPTIONS
@@ -103,6 +105,20 @@ def test_what_was_there_survives_a_full_disk(run_small, tmp_path: Path, capsys) 
         assert "What was there before still is" in line
     assert {file: file.read_bytes() for file in before} == before
     assert not [file for file in run.iterdir() if file.name.startswith(".")]
+
+
+def test_other_text_than_was_trained_on_is_told(run_small, folder: Path, tmp_path: Path, capsys) -> None:
+    """One warning that names it; the figures are of what is there."""
+    text = shutil.copy(folder / "text.txt", tmp_path / "own.txt")
+    run_small("sae_topk", num_steps=2, dataset=text)
+    command = ["evaluate", str(tmp_path / "run"), "--splice-tokens", "0", "--n-tokens", "100", "--quiet"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CrosscodeWarning)
+        main(command)
+    with Path(text).open("a") as opened:
+        opened.write("w1 w2 w3\n\n" * 40)
+    with pytest.warns(CrosscodeWarning, match=r"run was trained on other models or text \(text.*own\.txt.*bytes"):
+        main(command)
 
 
 def test_a_command_that_is_interrupted_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
