@@ -273,7 +273,6 @@ def test_nothing_takes_long(page: Page) -> None:
           input.value = value;
           input.dispatchEvent(new Event("input", {bubbles: true}));
         };
-        const pressed = (key) => () => dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true}));
         const actions = [
           ...["density", "rho", "nu_error", "norm", "text"].map((name) => clicked(`#heads button[data-name=${name}]`)),
           clicked("#kinds button[data-kind='2']"), clicked("#kinds button[data-kind='2']"),

@@ -27,7 +27,7 @@ from crosscode.checks import at_least
 from crosscode.errors import CrosscodeError, warn
 from crosscode.metrics import Metric, measure
 from crosscode.phases import Phase
-from crosscode.run_files import rows_of
+from crosscode.run_files import rows_of, write_whole
 from crosscode.training import StepReport, Trainer, describe
 
 MOST_WAITING = 1000  # rows that wait for room on the disk, or for wandb
@@ -148,10 +148,8 @@ class JSONLines:
     def open(self, trainer: Trainer) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         kept = [f"{line}\n" for line, row in rows_of(self.path) if 0 < row["step"] <= trainer.state.step]
-        beside = self.path.with_name(f".{self.path.name}")  # rows that were kept once are not lost now
         try:
-            beside.write_text("".join(kept))
-            os.replace(beside, self.path)
+            write_whole(self.path, "".join(kept))  # rows that were kept once are not lost now
             self._stream = io.FileIO(self.path, "a")
         except OSError as error:
             raise CrosscodeError(f"{self.path} could not be written to: {error}. Make room, then --resume.") from error

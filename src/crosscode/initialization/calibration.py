@@ -131,7 +131,7 @@ def draw_jan_update_weights(coder: SparseCoder, seed: int) -> None:
     n_inputs = int(real_coordinates(encoder.in_dims, encoder.d_in, encoder.widths_Xi).sum())
     W_dec_LXoDo = uniform((coder.n_latents, *decoder.out_dims, decoder.d_out), n_inputs**-0.5, generator)
     n_shared = getattr(decoder, "n_shared", 0)
-    W_dec_LXoDo[:n_shared] = W_dec_LXoDo[:n_shared, :1] if n_shared else 0.0  # else tying would average the draws
+    W_dec_LXoDo[:n_shared] = W_dec_LXoDo[:n_shared, :1]  # else tying would average the draws
     decoder.assign_(W_dec_LXoDo.to(coder.scale_out_Xo))
     coder.encoder.assign_(transposed(coder.decoder.dense()) * (n_inputs / coder.n_latents))
     zero_biases(coder)

@@ -4,7 +4,7 @@ import copy
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from crosscode.activations import Activation
@@ -176,11 +176,6 @@ class SparseCoder(nn.Module):
         a_L = combined_norm_L(self.decoder.norms_LXo(), norm)
         return torch.where(a_L > 0, a_L, torch.ones_like(a_L))
 
-    def _may_fire_L(self) -> Bool[Tensor, " L"]:
-        """A latent without a decoder has no score to be ranked by, and must not get one from unweighted ranking."""
-        score_norms_L = self.score_norms_L()
-        return torch.ones(self.n_latents, dtype=torch.bool) if score_norms_L is None else score_norms_L > 0
-
     @torch.no_grad()
     def folded(self) -> "SparseCoder":
         """The same function with scales baked into the weights: an export for use on raw activations.
@@ -193,8 +188,11 @@ class SparseCoder(nn.Module):
         if self.activation.score_norm is not None and not rescalable:
             who = type(self.activation).__name__
             raise BadInput(f"{who} ranks by decoder norms, which folding changes: give it a `rescaled`.")
+        score_norms_L = self.score_norms_L()
+        # A latent without a decoder has no score to be ranked by, and must not get one from unweighted ranking.
+        ranked_a_L = a_L if score_norms_L is None else a_L * (score_norms_L > 0)
         raw = SparseCoder(
-            encoder=self.encoder.folded(self.scale_in_Xi, self.shift_in_XiDi, a_L * self._may_fire_L()),
+            encoder=self.encoder.folded(self.scale_in_Xi, self.shift_in_XiDi, ranked_a_L),
             activation=self.activation.rescaled(a_L) if rescalable else copy.deepcopy(self.activation),
             decoder=self.decoder.folded(self.scale_out_Xo, self.shift_out_XoDo, a_L),
             skip=self.skip and self.skip.folded(self.scale_in_Xi, self.scale_out_Xo),

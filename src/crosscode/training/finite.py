@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from crosscode.batch import Batch
 from crosscode.errors import CrosscodeError
+from crosscode.latents import total
 
 
 class NumericalError(CrosscodeError):
@@ -20,8 +21,8 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
     """Whether every number is finite; waits for the device once."""
     # A sum is finite unless a summand is not, or it overflows: then, hardly ever, every number is looked at.
     tensors = [tensor for tensor in tensors if tensor.is_floating_point()]
-    sums = [tensor.detach().sum(dtype=torch.promote_types(tensor.dtype, torch.float32)) for tensor in tensors]
-    if not sums or bool(torch.stack([total.double() for total in sums]).isfinite().all()):
+    sums = [total(tensor.detach()) for tensor in tensors]
+    if not sums or bool(torch.stack([each.double() for each in sums]).isfinite().all()):
         return True
     return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
