@@ -13,12 +13,12 @@ PACKAGE = Path(crosscode.__file__).parent
 FLOORS = [
     (
         *("errors", "checks", "module", "shapes", "batch", "kernels", "latents", "schedulers", "phases"),
-        *("command_line", "run_files"),
+        *("command_line", "run_files", "one_definition"),
     ),
     ("activations",),
     ("models",),
     ("losses", "penalties", "initialization", "metrics", "saving", "data"),
-    ("training",),
+    ("training", "testing"),
     ("callbacks", "evaluation", "interop", "run_options"),
     ("report", "run_folder"),
     ("run",),

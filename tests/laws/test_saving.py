@@ -8,11 +8,11 @@ from jaxtyping import Float
 from strategies import ACTIVATIONS, PRODUCT, SHAPES, L, in_eval_mode, random_batch, random_coder
 from torch import Tensor, nn
 
-from crosscode.activations import Activation
+from crosscode.activations import Activation, Selection
 from crosscode.kernels.pattern import Pattern
 from crosscode.kernels.selection import entries_where
 from crosscode.latents import Latents
-from crosscode.models import DenseDecoder, DenseEncoder, SparseCoder
+from crosscode.models import Decoder, DenseDecoder, DenseEncoder, SparseCoder
 from crosscode.module import module
 from crosscode.saving import NotLoadable, load, save
 
@@ -31,18 +31,17 @@ class Doubled(Activation):
 
 
 @module
-class FirstFew(Activation):
+class FirstFew(Selection):
     """A user's selection: whatever is positive among the first latents."""
 
     n_first: int
-    codes = "sparse"
 
     def select(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Pattern:
         return entries_where((pre_BL > 0) & (torch.arange(pre_BL.shape[-1]) < self.n_first))
 
 
 @module
-class LowRankDecoder(nn.Module):
+class LowRankDecoder(Decoder):
     """A user's decoder: directions of low rank, `W_dec = A_LR B_RXoDo`."""
 
     n_latents: int
@@ -59,31 +58,16 @@ class LowRankDecoder(nn.Module):
     def dense(self) -> Float[Tensor, "L *Xo Do"]:
         return torch.tensordot(self.A_LR, self.B_RXoDo, dims=1)
 
-    def norms_LXo(self) -> Float[Tensor, "L *Xo"]:
-        return torch.linalg.vector_norm(self.dense(), dim=-1)
-
     def linear(self, latents: Latents) -> Float[Tensor, "B *Xo Do"]:
         return ((latents @ self.A_LR) @ rearrange(self.B_RXoDo, "R ... -> R (...)")).reshape(
             len(latents), *self.out_dims, self.d_out
         )
-
-    def forward(self, latents: Latents) -> Float[Tensor, "B *Xo Do"]:
-        return self.linear(latents) + self.b_dec_XoDo
 
     @torch.no_grad()
     def assign_(self, W_dec_LXoDo: Float[Tensor, "L *Xo Do"]) -> None:
         U, S, V = torch.linalg.svd(W_dec_LXoDo.flatten(1), full_matrices=False)
         self.A_LR.copy_(U[:, : self.rank] * S[: self.rank])
         self.B_RXoDo.copy_(V[: self.rank].reshape(self.B_RXoDo.shape))
-
-    @torch.no_grad()
-    def folded(
-        self, scale_Xo: Float[Tensor, "*Xo"], shift_XoDo: Float[Tensor, "*Xo Do"], a_L: Float[Tensor, " L"]
-    ) -> DenseDecoder:
-        dense = DenseDecoder(self.n_latents, self.out_dims, self.d_out).to(self.A_LR)
-        dense.assign_(self.dense())
-        dense.b_dec_XoDo.copy_(self.b_dec_XoDo)
-        return dense.folded(scale_Xo, shift_XoDo, a_L)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -1,6 +1,6 @@
 """Activation functions, usable with every model: pre-activations in, latents (never negative) out."""
 
-from crosscode.activations.base import Activation, ScoreNorm, Thresholded
+from crosscode.activations.base import Activation, ScoreNorm, Selection, Thresholded
 from crosscode.activations.jumprelu import JumpReLU, step
 from crosscode.activations.partition import PerSite, Priced, SeparateBudgets
 from crosscode.activations.relu import ReLU
@@ -15,6 +15,7 @@ __all__ = [
     "Priced",
     "ReLU",
     "ScoreNorm",
+    "Selection",
     "SeparateBudgets",
     "Thresholded",
     "TopK",

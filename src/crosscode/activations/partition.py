@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from crosscode.activations.base import Activation, Codes, ScoreNorm
+from crosscode.activations.base import Activation, Codes, ScoreNorm, Selection
 from crosscode.checks import at_least, at_most, count, instance, positive
 from crosscode.errors import BadInput
 from crosscode.kernels.pattern import Pattern
@@ -37,7 +37,7 @@ class _Partition(Activation):
         raise NotImplementedError
 
     @property
-    def codes(self) -> Codes:  # type: ignore[override]
+    def codes(self) -> Codes:
         forms: set[Codes] = {part.codes for part in self.parts()}
         return forms.pop() if len(forms) == 1 else "dense"
 
@@ -46,7 +46,7 @@ class _Partition(Activation):
         return any(part.needs_calibration for part in self.parts())
 
     @property
-    def is_rescalable(self) -> bool:  # type: ignore[override]
+    def is_rescalable(self) -> bool:
         return all(part.is_rescalable for part in self.parts())
 
     @property
@@ -63,7 +63,8 @@ class _Partition(Activation):
 
     def forward(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Latents:
         if self.codes == "sparse":
-            return super().forward(pre_BL, score_norms_L)
+            pattern = self.select(pre_BL, score_norms_L)
+            return self.latents_of(pattern.of(pre_BL), pattern)
         codes = [
             part(pre_BL[:, at], _of(score_norms_L, at))
             for part, at in zip(self.parts(), ranges(self.sizes(pre_BL.shape[-1])))
@@ -75,7 +76,7 @@ class _Partition(Activation):
         return Pattern.side_by_side([part.select(pre_BL[:, at], _of(score_norms_L, at)) for part, at in places])
 
     def of_entries(self, pre_N: Float[Tensor, " N"], pattern: Pattern) -> Float[Tensor, " N"]:
-        if self.codes == "sparse":
+        if all(type(part).of_entries is Selection.of_entries for part in self.parts()):
             return pre_N
         return self._part_by_part(pre_N, pattern, [part.of_entries for part in self.parts()])
 
@@ -195,7 +196,7 @@ class SeparateBudgets(_Partition):
 
 
 @module
-class Priced(Activation):
+class Priced(Selection):
     """Shared latents compete at a reduced price: a joint selection in which their scores are divided by `price`.
 
     A shared latent is kept iff its score exceeds `price` times the common threshold, which is exactly what the
@@ -210,7 +211,6 @@ class Priced(Activation):
     activation: Activation
     n_shared: int
     price: float
-    codes = "sparse"
 
     def __attrs_post_init__(self) -> None:
         instance("Priced.activation", self.activation, Activation, "an Activation, such as TopK(…)")
@@ -225,7 +225,7 @@ class Priced(Activation):
         return self.activation.needs_calibration
 
     @property
-    def is_rescalable(self) -> bool:  # type: ignore[override]
+    def is_rescalable(self) -> bool:
         return self.activation.is_rescalable
 
     @property
@@ -240,6 +240,9 @@ class Priced(Activation):
         weights_L = pre_BL.new_ones(pre_BL.shape[-1]) if score_norms_L is None else score_norms_L.detach().clone()
         weights_L[: self.n_shared] /= self.price
         return self.activation.select(pre_BL, weights_L)
+
+    def of_entries(self, pre_N: Float[Tensor, " N"], pattern: Pattern) -> Float[Tensor, " N"]:
+        return self.activation.of_entries(pre_N, pattern)
 
     def at_step(self, step: int, num_steps: int) -> None:
         self.activation.at_step(step, num_steps)

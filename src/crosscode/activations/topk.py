@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from crosscode.activations.base import Activation, ScoreNorm, scores
+from crosscode.activations.base import ScoreNorm, Selection, scores
 from crosscode.checks import at_least, at_most, count, number, one_of
 from crosscode.errors import BadInput, CrosscodeError
 from crosscode.kernels.pattern import Pattern
@@ -26,10 +26,9 @@ def annealed_k(k: int, k_start: int | None, anneal_steps: int, step: int) -> int
     return max(1, round(k_start - (k_start - k) * min(1.0, step / anneal_steps)))
 
 
-class _Ranking(Activation):
+class _Ranking(Selection):
     """What all three have: `k`, and scores that decoder norms may weigh."""
 
-    codes = "sparse"
     k: int
     weighted: bool
     norm: ScoreNorm
@@ -45,10 +44,6 @@ class _Ranking(Activation):
     @property
     def score_norm(self) -> ScoreNorm | None:
         return self.norm if self.weighted else None
-
-    @property
-    def is_rescalable(self) -> bool:  # type: ignore[override]
-        return self.weighted  # the order of an unweighted ranking would change
 
     def check(self, n_latents: int) -> None:
         at_most(f"{type(self).__name__}.k", self.k, n_latents, "n_latents")
@@ -85,6 +80,10 @@ class TopK(_Ranking):
 
     def select(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Pattern:
         return top_k_of_rows(pre_BL.detach(), self.k_now, score_norms_L)
+
+    @property
+    def is_rescalable(self) -> bool:
+        return self.weighted  # the order of an unweighted ranking would change
 
     def rescaled(self, a_L: Float[Tensor, " L"]) -> "TopK":
         plain = evolve(self, weighted=False)
@@ -186,6 +185,10 @@ class BatchTopK(_Ranking):
         self.threshold.fill_(float(self._largest.sort(descending=True).values[place - 1]) if enough else 0.0)
         self._largest = None
 
+    @property
+    def is_rescalable(self) -> bool:
+        return self.weighted  # the order of an unweighted ranking would change
+
     def rescaled(self, a_L: Float[Tensor, " L"]) -> "BatchTopK":
         plain = evolve(self, weighted=False).to(self.threshold.device)
         plain.threshold.copy_(self.threshold)
@@ -214,6 +217,10 @@ class GroupMax(_Ranking):
 
     def select(self, pre_BL: Float[Tensor, "B L"], score_norms_L: Float[Tensor, " L"] | None = None) -> Pattern:
         return max_of_groups(scores(pre_BL, score_norms_L), self.k)
+
+    @property
+    def is_rescalable(self) -> bool:
+        return self.weighted  # the order of an unweighted ranking would change
 
     def rescaled(self, a_L: Float[Tensor, " L"]) -> "GroupMax":
         return evolve(self, weighted=False)

@@ -12,13 +12,14 @@ from crosscode.models.builders import (
 )
 from crosscode.models.coder import SparseCoder
 from crosscode.models.decoders import CausalDecoder, Decoder, DenseDecoder, SharedDecoder
-from crosscode.models.encoders import DenseEncoder, Encoder, PerSiteEncoder
+from crosscode.models.encoders import AffineEncoder, DenseEncoder, Encoder, PerSiteEncoder
 from crosscode.models.masks import SiteMask
 from crosscode.models.norms import DecoderNorm, combined_norm_L
 from crosscode.models.skip import LinearSkip
 from crosscode.models.trace import Trace
 
 __all__ = [
+    "AffineEncoder",
     "CausalDecoder",
     "Decoder",
     "DecoderNorm",

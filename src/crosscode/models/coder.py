@@ -19,6 +19,7 @@ from crosscode.models.encoders import Encoder
 from crosscode.models.norms import combined_norm_L
 from crosscode.models.skip import LinearSkip
 from crosscode.module import evolve, module
+from crosscode.one_definition import is_as_written
 from crosscode.shapes import real_coordinates
 
 
@@ -28,6 +29,14 @@ def _expect(name: str, raw: Tensor, like: Tensor) -> None:
     if raw.shape[1:] != like.shape:
         got, wanted = (", ".join(map(str, shape)) for shape in (raw.shape[1:], like.shape))
         raise BadInput(f"{name} has shape (B, {got}) but the coder expects (B, {wanted}).")
+
+
+def _has(part: nn.Module, *names: str) -> None:
+    """Refuse a part without one of its attributes."""
+    for name in names:
+        if not hasattr(part, name):
+            or_none = " (None if there is none)" if name.startswith("b_") else ""
+            raise BadInput(f"{type(part).__name__} has no attribute {name}{or_none}: a field, or set in __attrs_post_init__.")
 
 
 @module
@@ -49,10 +58,21 @@ class SparseCoder(nn.Module):
     decoder: Decoder
     skip: LinearSkip | None = None
 
+    def __init_subclass__(cls) -> None:
+        own = [name for name in vars(cls) if name in vars(SparseCoder) and not name.startswith("__")]
+        if own:
+            raise BadInput(
+                f"{cls.__name__}.{own[0]}: training asks more than one method of SparseCoder, so none is overridden. "
+                "Write an encoder, an activation or a decoder of your own."
+            )
+        super().__init_subclass__()
+
     def __attrs_post_init__(self) -> None:
-        instance("SparseCoder.encoder", self.encoder, Encoder, "an encoder, such as DenseEncoder(…)")
+        instance("SparseCoder.encoder", self.encoder, Encoder, "an Encoder, such as DenseEncoder(…)")
         instance("SparseCoder.activation", self.activation, Activation, "an Activation, such as ReLU()")
-        instance("SparseCoder.decoder", self.decoder, Decoder, "a decoder, such as DenseDecoder(…)")
+        instance("SparseCoder.decoder", self.decoder, Decoder, "a Decoder, such as DenseDecoder(…)")
+        _has(self.encoder, "in_dims", "d_in", "n_latents", "b_enc_L")
+        _has(self.decoder, "out_dims", "d_out", "n_latents", "b_dec_XoDo")
         if self.encoder.n_latents != self.decoder.n_latents:
             raise BadInput(
                 f"encoder.n_latents={self.encoder.n_latents} must equal decoder.n_latents={self.decoder.n_latents}."
@@ -126,12 +146,21 @@ class SparseCoder(nn.Module):
             sparse: whether an activation whose codes travel in either form gives sparse ones.
         """
         form = self.activation.codes
-        if form == "dense" or (form == "either" and not sparse):
-            latents: Latents = self.activation(self.encoder(x_BXiDi), self.score_norms_L())
-            return latents
+        as_written = is_as_written(self.encoder) and is_as_written(self.activation)
+        if form == "dense" or (form == "either" and not sparse) or not as_written:
+            return self._checked(self.activation(self.encoder(x_BXiDi), self.score_norms_L()))
         with torch.no_grad():
             pattern, pre_N = self._select_screened(x_BXiDi) or self._select(x_BXiDi)
         return self.activation.latents_of(self.encoder.attach(pre_N, x_BXiDi, pattern), pattern)
+
+    def _checked(self, latents: object) -> Latents:
+        """What an activation gave, if it is latents of the coder's number."""
+        who = type(self.activation).__name__
+        instance(f"what {who}.forward returns", latents, Latents, "Latents, such as Latents.from_dense(latents_BL)")
+        assert isinstance(latents, Latents)
+        if latents.n_latents != self.n_latents:
+            raise BadInput(f"{who}.forward returns {latents.n_latents} latents of a coder of {self.n_latents}.")
+        return latents
 
     def _select(self, x_BXiDi: Float[Tensor, "B *Xi Di"]) -> tuple[Pattern, Float[Tensor, " N"]]:
         z_BL = self.encoder(x_BXiDi)
@@ -140,15 +169,16 @@ class SparseCoder(nn.Module):
 
     def _select_screened(self, x_BXiDi: Float[Tensor, "B *Xi Di"]) -> tuple[Pattern, Float[Tensor, " N"]] | None:
         """The same without computing every pre-activation, where that is possible and faster."""
-        k, as_product = self.activation.kept_of_each_token, getattr(self.encoder, "as_product", None)
-        if k is None or as_product is None:
+        k = self.activation.kept_of_each_token
+        product = None if k is None else self.encoder.as_product(x_BXiDi)
+        if k is None or product is None:
             return None
-        x_BI, W_IL, b_L = as_product(x_BXiDi)
+        x_BI, W_IL, b_L = product
         return top_k_of_product(x_BI, W_IL, b_L, k, self.score_norms_L()) if pays(x_BI, W_IL, k) else None
 
     def reconstruct(self, latents: Latents, x_BXiDi: Float[Tensor, "B *Xi Di"]) -> Float[Tensor, "B *Xo Do"]:
         """Reconstructions in *scaled* space from latents and, with a skip, the scaled inputs."""
-        recon_BXoDo = self.decoder(latents)
+        recon_BXoDo: Tensor = self.decoder(latents)
         return recon_BXoDo if self.skip is None else recon_BXoDo + self.skip(x_BXiDi)
 
     def encode(self, x_BXiDi: Float[Tensor, "B *Xi Di"]) -> Latents:

@@ -3,8 +3,6 @@
 Each is a family inside the space of dense decoders: `dense` embeds it there, `assign_` projects back.
 """
 
-from typing import Protocol, runtime_checkable
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce, repeat
@@ -17,51 +15,66 @@ from crosscode.kernels.sparse import row_norms
 from crosscode.latents import Latents, at_least_fp32
 from crosscode.models.masks import SiteMask
 from crosscode.module import evolve, module
+from crosscode.one_definition import OneDefinition, form_of, true_of
 from crosscode.shapes import Dims, checked_dims, real_coordinates
 
 
-@runtime_checkable
-class Decoder(Protocol):
-    """What a coder asks of a decoder."""
+class Decoder(OneDefinition, nn.Module):
+    """`f W_dec + b_dec`. Subclass it with `@module`, write `dense` and `assign_`; the rest follows.
 
-    @property
-    def out_dims(self) -> Dims: ...
+    Attributes:
+        n_latents: how many latents (`L`).
+        out_dims: output crosscoding dimensions `Xo`.
+        d_out: width of the activations written (`Do`), the widest if they differ.
+        widths_Xo: real width of each site in row-major order where they differ; the rest is padding.
+        mask: sites each latent may write to; None for all.
+        b_dec_XoDo: the bias; None if there is none.
+    """
 
-    @property
-    def d_out(self) -> int: ...
+    n_latents: int
+    out_dims: Dims
+    d_out: int
+    widths_Xo: Dims | None = None
+    mask: SiteMask | None = None
+    b_dec_XoDo: nn.Parameter | None
 
-    @property
-    def widths_Xo(self) -> Dims | None: ...
-
-    @property
-    def n_latents(self) -> int: ...
-
-    @property
-    def b_dec_XoDo(self) -> nn.Parameter | None: ...
-
-    def __call__(self, latents: Latents) -> Tensor:
-        """`f W_dec + b_dec`."""
-        ...
-
-    def linear(self, latents: Latents) -> Tensor:
-        """`f W_dec`, without the bias."""
-        ...
-
-    def norms_LXo(self) -> Tensor:
-        """Norm of each latent's direction at each site (differentiable)."""
-        ...
-
-    def dense(self) -> Tensor:
+    def dense(self) -> Float[Tensor, "L *Xo Do"]:
         """The directions as a dense `W_dec_LXoDo` (differentiable)."""
-        ...
+        raise NotImplementedError(f"{type(self).__name__} has no directions")
 
-    def assign_(self, W_dec_LXoDo: Tensor) -> None:
+    def assign_(self, W_dec_LXoDo: Float[Tensor, "L *Xo Do"]) -> None:
         """Set the directions to the projection of dense ones."""
-        ...
+        raise BadInput(f"{type(self).__name__} has no directions to be set: write its method assign_.")
 
-    def folded(self, scale_Xo: Tensor, shift_XoDo: Tensor, a_L: Tensor) -> "Decoder":
+    @form_of("dense")
+    def norms_LXo(self) -> Float[Tensor, "L *Xo"]:
+        """Norm of each latent's direction at each site (differentiable)."""
+        return row_norms(self.dense())
+
+    @form_of("dense")
+    def linear(self, latents: Latents) -> Float[Tensor, "B *Xo Do"]:
+        """`f W_dec`, without the bias."""
+        recon_BO = latents @ rearrange(self.dense(), "L ... -> L (...)")
+        return recon_BO.reshape(len(latents), *self.out_dims, self.d_out)
+
+    @form_of("dense")
+    def forward(self, latents: Latents) -> Float[Tensor, "B *Xo Do"]:
+        """`f W_dec + b_dec`."""
+        return _add_bias(self.linear(latents), self.b_dec_XoDo)
+
+    @true_of("dense")
+    @torch.no_grad()
+    def folded(
+        self, scale_Xo: Float[Tensor, "*Xo"], shift_XoDo: Float[Tensor, "*Xo Do"], a_L: Float[Tensor, " L"]
+    ) -> "Decoder":
         """A decoder to raw activations of latents that were multiplied by `a_L`."""
-        ...
+        W_dec_LXoDo = self.dense()
+        raw = DenseDecoder(self.n_latents, self.out_dims, self.d_out, True, self.widths_Xo, self.mask).to(W_dec_LXoDo)
+        a_LXoDo = a_L.reshape(-1, *[1] * (len(self.out_dims) + 1))
+        raw.W_dec_LXoDo.copy_(W_dec_LXoDo / a_LXoDo / scale_Xo[..., None])
+        assert raw.b_dec_XoDo is not None
+        raw.b_dec_XoDo.copy_(_raw_bias(self.b_dec_XoDo, scale_Xo, shift_XoDo))
+        return raw
 
 
 def _make_bias(bias: bool, out_dims: Dims, d_out: int) -> nn.Parameter | None:
@@ -77,7 +90,7 @@ def _raw_bias(b_dec_XoDo: Tensor | None, scale_Xo: Tensor, shift_XoDo: Tensor) -
 
 
 @module
-class DenseDecoder(nn.Module):
+class DenseDecoder(Decoder):
     """Every latent writes to every site: `W_dec_LXoDo`, one bias a site.
 
     Directions start at zero until an `InitStrategy` sets them.
@@ -111,16 +124,6 @@ class DenseDecoder(nn.Module):
     def dense(self) -> Float[Tensor, "L *Xo Do"]:
         return self.W_dec_LXoDo if self.allowed_LXoDo is None else self.W_dec_LXoDo * self.allowed_LXoDo
 
-    def norms_LXo(self) -> Float[Tensor, "L *Xo"]:
-        return row_norms(self.dense())
-
-    def linear(self, latents: Latents) -> Float[Tensor, "B *Xo Do"]:
-        recon_BO = latents @ rearrange(self.dense(), "L ... -> L (...)")
-        return recon_BO.reshape(len(latents), *self.out_dims, self.d_out)
-
-    def forward(self, latents: Latents) -> Float[Tensor, "B *Xo Do"]:
-        return _add_bias(self.linear(latents), self.b_dec_XoDo)
-
     @torch.no_grad()
     def assign_(self, W_dec_LXoDo: Float[Tensor, "L *Xo Do"]) -> None:
         self.W_dec_LXoDo.copy_(W_dec_LXoDo)
@@ -128,20 +131,9 @@ class DenseDecoder(nn.Module):
         if self.allowed_LXoDo is not None:
             self.W_dec_LXoDo.mul_(self.allowed_LXoDo)
 
-    @torch.no_grad()
-    def folded(
-        self, scale_Xo: Float[Tensor, "*Xo"], shift_XoDo: Float[Tensor, "*Xo Do"], a_L: Float[Tensor, " L"]
-    ) -> "DenseDecoder":
-        raw = evolve(self, bias=True).to(self.W_dec_LXoDo)
-        a_LXoDo = a_L.reshape(-1, *[1] * (len(self.out_dims) + 1))
-        raw.W_dec_LXoDo.copy_(self.dense() / a_LXoDo / scale_Xo[..., None])
-        assert raw.b_dec_XoDo is not None
-        raw.b_dec_XoDo.copy_(_raw_bias(self.b_dec_XoDo, scale_Xo, shift_XoDo))
-        return raw
-
 
 @module
-class SharedDecoder(nn.Module):
+class SharedDecoder(Decoder):
     """The first `n_shared` latents write the same vector to every model (February 2025 update).
 
     The shared half is one parameter `W_shared_LsPD`, broadcast over models: autograd sums the models' gradients,
@@ -199,9 +191,6 @@ class SharedDecoder(nn.Module):
         own_BO = latents.slice(slice(self.n_shared, None)) @ rearrange(self.W_exclusive_LfMPD, "Lf ... -> Lf (...)")
         return own_BO.reshape(len(latents), *self.out_dims, self.d_out) + shared_BPD
 
-    def forward(self, latents: Latents) -> Float[Tensor, "B M *P D"]:
-        return _add_bias(self.linear(latents), self.b_dec_XoDo)
-
     @torch.no_grad()
     def assign_(self, W_dec_LXoDo: Float[Tensor, "L M *P D"]) -> None:
         real_MPD = real_coordinates(self.out_dims, self.d_out, self.widths_Xo).to(self.W_shared_LsPD)
@@ -209,22 +198,9 @@ class SharedDecoder(nn.Module):
         self.W_shared_LsPD.copy_(reduce(W_dec_LMPD[: self.n_shared], "Ls M ... -> Ls ...", "mean"))
         self.W_exclusive_LfMPD.copy_(W_dec_LMPD[self.n_shared :])
 
-    @torch.no_grad()
-    def folded(
-        self, scale_Xo: Float[Tensor, "M *P"], shift_XoDo: Float[Tensor, "M *P D"], a_L: Float[Tensor, " L"]
-    ) -> DenseDecoder:
-        # Models have scales of their own, so in raw space the halves differ.
-        dense = DenseDecoder(self.n_latents, self.out_dims, self.d_out, self.bias, self.widths_Xo)
-        dense = dense.to(self.W_shared_LsPD)
-        dense.assign_(self.dense())
-        if self.b_dec_XoDo is not None:
-            assert dense.b_dec_XoDo is not None
-            dense.b_dec_XoDo.copy_(self.b_dec_XoDo)
-        return dense.folded(scale_Xo, shift_XoDo, a_L)
-
 
 @module
-class CausalDecoder(nn.Module):
+class CausalDecoder(Decoder):
     """Site i's latents write to sites i, i + 1, …: the triangle of the compound CLT, same layer included.
 
     Latents lie end to end, `L = P x Lp`; `W_dec_LpPD[i]` has shape `(Lp, P - i, D)`.
@@ -256,7 +232,7 @@ class CausalDecoder(nn.Module):
         self.b_dec_XoDo = _make_bias(self.bias, self.out_dims, self.d_out)
 
     @property
-    def n_latents(self) -> int:
+    def n_latents(self) -> int:  # type: ignore[override]
         return self.out_dims[0] * self.n_latents_per_site
 
     def _site(self, i: int) -> slice:
@@ -281,9 +257,6 @@ class CausalDecoder(nn.Module):
             written_BPD = written_BO.reshape(len(latents), -1, self.d_out)
             recon_BPD = recon_BPD + F.pad(written_BPD, (0, 0, i, 0))
         return recon_BPD.to(written_BPD.dtype)
-
-    def forward(self, latents: Latents) -> Float[Tensor, "B P D"]:
-        return _add_bias(self.linear(latents), self.b_dec_XoDo)
 
     @torch.no_grad()
     def assign_(self, W_dec_LXoDo: Float[Tensor, "L P D"]) -> None:

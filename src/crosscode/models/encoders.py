@@ -1,70 +1,157 @@
 """Encoders: scaled activations in, pre-activations out."""
 
-from typing import Protocol, runtime_checkable
-
 import torch
 from einops import einsum, rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from crosscode.checks import count
+from crosscode.errors import BadInput
 from crosscode.kernels.pattern import Pattern
 from crosscode.kernels.sparse import attach_linear
 from crosscode.models.masks import SiteMask
 from crosscode.module import evolve, module
+from crosscode.one_definition import OneDefinition, definition, form_of, true_of
 from crosscode.shapes import Dims, checked_dims, n_sites, real_coordinates
 
+Which = Int[Tensor, " l"] | slice
+"""Some latents: their numbers, or a range."""
 
-@runtime_checkable
-class Encoder(Protocol):
-    """What a coder asks of an encoder. The bias is kept apart because calibration needs `linear` without it."""
 
-    @property
-    def in_dims(self) -> Dims: ...
+class Encoder(OneDefinition, nn.Module):
+    """Pre-activations of scaled activations. Subclass it with `@module` and write `forward`; the rest follows.
 
-    @property
-    def d_in(self) -> int: ...
+    Whatever reads its weights, `assign_` and `weights` (starts that set the encoder) and `folded` (exports), must be
+    written by encoders that have such.
 
-    @property
-    def widths_Xi(self) -> Dims | None: ...
+    Attributes:
+        in_dims: input crosscoding dimensions `Xi`.
+        d_in: width of the activations read (`Di`), the widest if they differ.
+        n_latents: how many latents (`L`).
+        widths_Xi: real width of each site in row-major order where they differ; the rest is padding.
+        b_enc_L: the bias, which `forward` adds to everything else; None if there is none.
+    """
 
-    @property
-    def n_latents(self) -> int: ...
+    in_dims: Dims
+    d_in: int
+    n_latents: int
+    widths_Xi: Dims | None = None
+    b_enc_L: nn.Parameter | None
 
-    @property
-    def b_enc_L(self) -> nn.Parameter | None: ...
-
-    def __call__(self, x_BXiDi: Tensor) -> Tensor:
+    def forward(self, x_BXiDi: Float[Tensor, "B *Xi Di"]) -> Float[Tensor, "B L"]:
         """Pre-activations `z_BL`, bias included."""
-        ...
+        raise NotImplementedError(f"{type(self).__name__} has no forward")
 
-    def linear(self, x_BXiDi: Tensor, latents_l: Tensor | slice | None = None) -> Tensor:
-        """Pre-activations before the bias, of all latents or of the given ones."""
-        ...
+    @property
+    @true_of("forward")
+    def is_affine(self) -> bool:
+        """Whether the pre-activations of a mean of inputs are the mean of their pre-activations."""
+        return False
 
-    def attach(self, values_N: Tensor, x_BXiDi: Tensor, pattern: Pattern) -> Tensor:
-        """Give chosen pre-activations, computed without a graph, their gradient."""
-        ...
+    @form_of("forward")
+    def of_latents(self, x_BXiDi: Float[Tensor, "B *Xi Di"], latents_l: Which) -> Float[Tensor, "B l"]:
+        """Pre-activations of some latents, bias included."""
+        pre_Bl: Tensor = self(x_BXiDi)[:, latents_l]
+        return pre_Bl
 
-    def weights(self) -> Tensor:
+    @form_of("forward")
+    def linear(self, x_BXiDi: Float[Tensor, "B *Xi Di"], latents_l: Which = slice(None)) -> Float[Tensor, "B l"]:
+        """Pre-activations before the bias, of all latents or of some: calibration sets the bias by them."""
+        pre_Bl = self.of_latents(x_BXiDi, latents_l)
+        return pre_Bl if self.b_enc_L is None else pre_Bl - self.b_enc_L[latents_l]
+
+    @form_of("forward")
+    def attach(
+        self, values_N: Float[Tensor, " N"], x_BXiDi: Float[Tensor, "B *Xi Di"], pattern: Pattern
+    ) -> Float[Tensor, " N"]:
+        """Chosen pre-activations, which were computed without a graph, with their gradient."""
+        return pattern.of(self(x_BXiDi)).to(values_N.dtype)
+
+    @form_of("forward")
+    def as_product(
+        self, x_BXiDi: Float[Tensor, "B *Xi Di"]
+    ) -> tuple[Float[Tensor, "B I"], Float[Tensor, "I L"], Float[Tensor, " L"] | None] | None:
+        """`x`, `W` and `b` of which `x W + b` are the pre-activations; None if they are no such product."""
+        return None
+
+    @form_of("forward")
+    def weights(self) -> Float[Tensor, "*Xi Di L"]:
         """The weights as a dense `W_enc_XiDiL` (differentiable)."""
-        ...
+        raise BadInput(f"{type(self).__name__} has no dense weights to be read: write its method weights.")
 
-    def assign_(self, W_enc_XiDiL: Tensor) -> None:
+    def assign_(self, W_enc_XiDiL: Float[Tensor, "*Xi Di L"]) -> None:
         """Set the weights to the projection of dense ones."""
-        ...
+        raise BadInput(f"{type(self).__name__} has no dense weights to be set: write its method assign_.")
 
-    def folded(self, scale_Xi: Tensor, shift_XiDi: Tensor, a_L: Tensor) -> "Encoder":
+    @true_of("forward")
+    def folded(
+        self, scale_Xi: Float[Tensor, "*Xi"], shift_XiDi: Float[Tensor, "*Xi Di"], a_L: Float[Tensor, " L"]
+    ) -> "Encoder":
         """An encoder of raw activations whose pre-activations are multiplied by `a_L`."""
-        ...
+        raise BadInput(f"{type(self).__name__} cannot be folded: write its method folded.")
 
 
 def _make_bias(n_latents: int, bias: bool) -> nn.Parameter | None:
     return nn.Parameter(torch.zeros(n_latents)) if bias else None
 
 
+class AffineEncoder(Encoder):
+    """`z_BL = sum_{Xi,Di} x_BXiDi W_XiDiL + b_enc_L`. Subclass it with `@module` and write `weights`; the rest follows.
+
+    Tied and low-rank encoders are such: `weights` computes them. `assign_` is for starts that set the encoder.
+    """
+
+    mask: SiteMask | None = None
+    is_affine = True
+
+    @definition
+    def weights(self) -> Float[Tensor, "*Xi Di L"]:
+        """The weights as a dense `W_enc_XiDiL` (differentiable)."""
+        raise NotImplementedError(f"{type(self).__name__} has no weights")
+
+    def _W_IL(self) -> Float[Tensor, "I L"]:
+        return rearrange(self.weights(), "... Di L -> (... Di) L")
+
+    def forward(self, x_BXiDi: Float[Tensor, "B *Xi Di"]) -> Float[Tensor, "B L"]:
+        if self.b_enc_L is None:
+            return self.linear(x_BXiDi)
+        return torch.addmm(self.b_enc_L, rearrange(x_BXiDi, "B ... -> B (...)"), self._W_IL())
+
+    def of_latents(self, x_BXiDi: Float[Tensor, "B *Xi Di"], latents_l: Which) -> Float[Tensor, "B l"]:
+        linear_Bl = self.linear(x_BXiDi, latents_l)
+        return linear_Bl if self.b_enc_L is None else linear_Bl + self.b_enc_L[latents_l]
+
+    def linear(self, x_BXiDi: Float[Tensor, "B *Xi Di"], latents_l: Which = slice(None)) -> Float[Tensor, "B l"]:
+        W_IL = self._W_IL()
+        all_of_them = isinstance(latents_l, slice) and latents_l == slice(None)
+        return rearrange(x_BXiDi, "B ... -> B (...)") @ (W_IL if all_of_them else W_IL[:, latents_l])
+
+    def as_product(
+        self, x_BXiDi: Float[Tensor, "B *Xi Di"]
+    ) -> tuple[Float[Tensor, "B I"], Float[Tensor, "I L"], Float[Tensor, " L"] | None]:
+        return rearrange(x_BXiDi, "B ... -> B (...)"), self._W_IL(), self.b_enc_L
+
+    def attach(
+        self, values_N: Float[Tensor, " N"], x_BXiDi: Float[Tensor, "B *Xi Di"], pattern: Pattern
+    ) -> Float[Tensor, " N"]:
+        x_BI = rearrange(x_BXiDi, "B ... -> B (...)")
+        return attach_linear(values_N, x_BI, self._W_IL(), self.b_enc_L, pattern)
+
+    @torch.no_grad()
+    def folded(
+        self, scale_Xi: Float[Tensor, "*Xi"], shift_XiDi: Float[Tensor, "*Xi Di"], a_L: Float[Tensor, " L"]
+    ) -> Encoder:
+        W_enc_XiDiL = self.weights()
+        raw = DenseEncoder(self.in_dims, self.d_in, self.n_latents, True, self.widths_Xi, self.mask).to(W_enc_XiDiL)
+        raw.W_enc_XiDiL.copy_(W_enc_XiDiL * scale_Xi[..., None, None] * a_L)
+        bias_L = 0 if self.b_enc_L is None else self.b_enc_L * a_L
+        assert raw.b_enc_L is not None
+        raw.b_enc_L.copy_(bias_L - rearrange(shift_XiDi, "... -> (...)") @ raw._W_IL())
+        return raw
+
+
 @module
-class DenseEncoder(nn.Module):
+class DenseEncoder(AffineEncoder):
     """Every latent reads every site: `z_BL = sum_{Xi,Di} x_BXiDi W_enc_XiDiL + b_enc_L`.
 
     Weights start at zero until an `InitStrategy` sets them.
@@ -103,33 +190,6 @@ class DenseEncoder(nn.Module):
         """The weights as a dense tensor, masked entries zero."""
         return self.W_enc_XiDiL if self.allowed_XiDiL is None else self.W_enc_XiDiL * self.allowed_XiDiL
 
-    def _W_IL(self) -> Float[Tensor, "I L"]:
-        return rearrange(self.weights(), "... Di L -> (... Di) L")
-
-    def linear(
-        self, x_BXiDi: Float[Tensor, "B *Xi Di"], latents_l: Int[Tensor, " l"] | slice | None = None
-    ) -> Float[Tensor, "B l"]:
-        x_BI = rearrange(x_BXiDi, "B ... -> B (...)")
-        W_IL = self._W_IL()
-        return x_BI @ (W_IL if latents_l is None else W_IL[:, latents_l])
-
-    def forward(self, x_BXiDi: Float[Tensor, "B *Xi Di"]) -> Float[Tensor, "B L"]:
-        if self.b_enc_L is None:
-            return self.linear(x_BXiDi)
-        return torch.addmm(self.b_enc_L, rearrange(x_BXiDi, "B ... -> B (...)"), self._W_IL())
-
-    def as_product(
-        self, x_BXiDi: Float[Tensor, "B *Xi Di"]
-    ) -> tuple[Float[Tensor, "B I"], Float[Tensor, "I L"], Float[Tensor, " L"] | None]:
-        """`x`, `W` and `b` of which `x W + b` are the pre-activations."""
-        return rearrange(x_BXiDi, "B ... -> B (...)"), self._W_IL(), self.b_enc_L
-
-    def attach(
-        self, values_N: Float[Tensor, " N"], x_BXiDi: Float[Tensor, "B *Xi Di"], pattern: Pattern
-    ) -> Float[Tensor, " N"]:
-        x_BI = rearrange(x_BXiDi, "B ... -> B (...)")
-        return attach_linear(values_N, x_BI, self._W_IL(), self.b_enc_L, pattern)
-
     @torch.no_grad()
     def assign_(self, W_enc_XiDiL: Float[Tensor, "*Xi Di L"]) -> None:
         real_XiDi = real_coordinates(self.in_dims, self.d_in, self.widths_Xi).to(self.W_enc_XiDiL.device)
@@ -137,20 +197,9 @@ class DenseEncoder(nn.Module):
         if self.allowed_XiDiL is not None:
             self.W_enc_XiDiL.mul_(self.allowed_XiDiL)
 
-    @torch.no_grad()
-    def folded(
-        self, scale_Xi: Float[Tensor, "*Xi"], shift_XiDi: Float[Tensor, "*Xi Di"], a_L: Float[Tensor, " L"]
-    ) -> "DenseEncoder":
-        raw = evolve(self, bias=True).to(self.W_enc_XiDiL)
-        raw.W_enc_XiDiL.copy_(self.weights() * scale_Xi[..., None, None] * a_L)
-        bias_L = 0 if self.b_enc_L is None else self.b_enc_L * a_L
-        assert raw.b_enc_L is not None
-        raw.b_enc_L.copy_(bias_L - rearrange(shift_XiDi, "... -> (...)") @ raw._W_IL())
-        return raw
-
 
 @module
-class PerSiteEncoder(nn.Module):
+class PerSiteEncoder(Encoder):
     """Each site has latents of its own, which read that site only and lie end to end: `L = P x Lp`.
 
     The encoder of the compound CLT (Circuit Tracing, 2025, "Architecture").
@@ -168,6 +217,7 @@ class PerSiteEncoder(nn.Module):
     n_latents_per_site: int
     bias: bool = True
     widths_Xi: Dims | None = None
+    is_affine = True
 
     def __attrs_post_init__(self) -> None:
         self.in_dims = checked_dims("PerSiteEncoder.in_dims", self.in_dims, n=1)
@@ -178,7 +228,7 @@ class PerSiteEncoder(nn.Module):
         self.b_enc_L = _make_bias(self.n_latents, self.bias)
 
     @property
-    def n_latents(self) -> int:
+    def n_latents(self) -> int:  # type: ignore[override]
         return n_sites(self.in_dims) * self.n_latents_per_site
 
     @property
@@ -194,11 +244,8 @@ class PerSiteEncoder(nn.Module):
         eye_PP = torch.eye(n_sites(self.in_dims), device=self.W_enc_PDiLp.device, dtype=self.W_enc_PDiLp.dtype)
         return rearrange(einsum(self.W_enc_PDiLp, eye_PP, "P Di Lp, Q P -> Q Di P Lp"), "Q Di P Lp -> Q Di (P Lp)")
 
-    def linear(
-        self, x_BXiDi: Float[Tensor, "B P Di"], latents_l: Int[Tensor, " l"] | slice | None = None
-    ) -> Float[Tensor, "B l"]:
-        z_BL = self._side_by_side(x_BXiDi, None)
-        return z_BL if latents_l is None else z_BL[:, latents_l]
+    def linear(self, x_BXiDi: Float[Tensor, "B P Di"], latents_l: Which = slice(None)) -> Float[Tensor, "B l"]:
+        return self._side_by_side(x_BXiDi, None)[:, latents_l]
 
     def forward(self, x_BXiDi: Float[Tensor, "B P Di"]) -> Float[Tensor, "B L"]:
         return self._side_by_side(x_BXiDi, self.b_enc_L)

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from crosscode.checks import count
 from crosscode.errors import BadInput
 from crosscode.module import evolve, module
+from crosscode.one_definition import OneDefinition, form_of
 from crosscode.shapes import Dims, checked_dims, n_sites
 
 
 @module
-class LinearSkip(nn.Module):
+class LinearSkip(OneDefinition, nn.Module):
     """`x_BXiDi W_skip_XiDiXoDo`, no penalty, starting at zero (Gemma Scope 2; skip transcoders).
 
     Args:
@@ -57,6 +58,7 @@ class LinearSkip(nn.Module):
         """The weights, forbidden pairs zero."""
         return self.W_skip_XiDiXoDo if self.allowed_XiDiXoDo is None else self.W_skip_XiDiXoDo * self.allowed_XiDiXoDo
 
+    @form_of("weights")
     def forward(self, x_BXiDi: Float[Tensor, "B *Xi Di"]) -> Float[Tensor, "B *Xo Do"]:
         x_BI = rearrange(x_BXiDi, "B ... -> B (...)")
         skip_BO = x_BI @ self.weights().reshape(x_BI.shape[-1], -1)

@@ -41,7 +41,7 @@ class PreActivation:
         if self.dead_after_tokens is not None:
             a_L = a_L * (trace.tokens_since_fired_L >= self.dead_after_tokens)
         theta_L, latents = self.jumprelu.threshold_L, trace.latents
-        if latents.pattern is None or latents.pre is None:
+        if latents.pattern is None or latents.pre is None or not trace.model.encoder.is_affine:
             return total((theta_L - trace.pre_BL).relu().sum(0) * a_L) / len(trace)
         # relu(t) = t + relu(-t): a term of the mean input alone, and one that only firing latents have.
         mean_z_L = trace.model.encoder(trace.inputs_BXiDi.mean(0, keepdim=True))[0]
@@ -79,9 +79,7 @@ class AuxK:
         if len(dead_l) == 0:
             return error_BXoDo.new_zeros(())
         encoder, decoder = trace.model.encoder, trace.model.decoder
-        z_Bl = encoder.linear(trace.inputs_BXiDi, dead_l)
-        if encoder.b_enc_L is not None:
-            z_Bl = z_Bl + encoder.b_enc_L[dead_l]
+        z_Bl = encoder.of_latents(trace.inputs_BXiDi, dead_l)
         norms_l = combined_norm_L(trace.decoder_norms_LXo.detach(), self.norm)[dead_l]
         k = max(1, decoder.d_out // 2) if self.k is None else self.k
         kept = top_k_of_rows(z_Bl.detach(), k, norms_l)
