@@ -35,8 +35,8 @@ def _has(part: nn.Module, *names: str) -> None:
     """Refuse a part without one of its attributes."""
     for name in names:
         if not hasattr(part, name):
-            or_none = " (None if there is none)" if name.startswith("b_") else ""
-            raise BadInput(f"{type(part).__name__} has no attribute {name}{or_none}: a field, or set in __attrs_post_init__.")
+            which = f"{name} (None if there is none)" if name.startswith("b_") else name
+            raise BadInput(f"{type(part).__name__} has no attribute {which}: a field, or set in __attrs_post_init__.")
 
 
 @module
