@@ -5,8 +5,10 @@ from collections.abc import Collection, Sequence
 from typing import Any, get_args
 
 import torch
+from typing_extensions import is_protocol
 
 from crosscode.errors import BadInput, close_match, first_line
+from crosscode.protocols import missing
 
 
 def number(name: str, value: float | int) -> None:
@@ -59,11 +61,15 @@ def one_of(name: str, value: object, choices: Any) -> None:
 
 
 def instance(name: str, value: object, kind: Any, what: str) -> None:
-    """An object of a class, or of a protocol, or a line that says what was given; `what` names the kind."""
+    """An object of a class, or of a protocol, or a line that says what was given; `what` names the kind.
+
+    Of a protocol the line also names the members that are missing.
+    """
     if isinstance(value, type):
         raise BadInput(f"{name}={value.__name__} is a class: hand over an object of it, such as {value.__name__}(…).")
     if not isinstance(value, kind):
-        raise BadInput(f"{name} must be {what}, got {_shown(value)}.")
+        lacking = f": it has no {', '.join(missing(value, kind))}" if is_protocol(kind) else ""
+        raise BadInput(f"{name} must be {what}, got {_shown(value)}{lacking}.")
 
 
 def functions(name: str, values: object) -> None:

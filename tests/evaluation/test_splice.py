@@ -344,7 +344,7 @@ def test_bad_input_is_one_line() -> None:
     for wrong, text, options, message in [
         (sae(WIDTH, 8, ReLU()), data, {}, r"coder reads activations of shape \(4,\) but the data has \(1, 2, 4\)"),
         (random_coder("crosscoder", "relu"), data, {}, r"coder reads activations of shape \(2, 2, 3\)"),
-        (coder, loader(OnlyHarvested()), {}, "model 'chain0' has no method `logits`"),
+        (coder, loader(OnlyHarvested()), {}, "model 'chain0' has no logits: it can only be harvested"),
         (coder, data, {"ablation": "means"}, "ablation 'means' is not one of zero, mean. Did you mean 'mean'"),
         (coder, data, {"n_tokens": 0}, "n_tokens=0 is too small"),
         (coder, loader(drop_first=8), {}, "nothing is left of the text after masking"),

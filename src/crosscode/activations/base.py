@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from crosscode.kernels.pattern import Pattern
 from crosscode.latents import Latents
+from crosscode.protocols import Structural
 
 ScoreNorm = Literal["l1_of_l2", "l2"]
 Codes = Literal["dense", "sparse", "either"]
@@ -76,7 +77,7 @@ class Activation(nn.Module):
 
 
 @runtime_checkable
-class Thresholded(Protocol):
+class Thresholded(Protocol, metaclass=Structural):
     """An activation with a positive threshold for each latent: a `JumpReLU`, or one for each site."""
 
     @property

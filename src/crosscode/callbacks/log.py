@@ -27,6 +27,7 @@ from crosscode.checks import at_least
 from crosscode.errors import CrosscodeError, warn
 from crosscode.metrics import Metric, measure
 from crosscode.phases import Phase
+from crosscode.protocols import Structural
 from crosscode.run_files import rows_of, write_whole
 from crosscode.training import StepReport, Trainer, describe
 
@@ -35,7 +36,7 @@ WANDB_ID = "wandb_id.txt"
 
 
 @runtime_checkable
-class Sink(Protocol):
+class Sink(Protocol, metaclass=Structural):
     """Where numbers go. A sink that fails warns once; training goes on."""
 
     def open(self, trainer: Trainer) -> None: ...

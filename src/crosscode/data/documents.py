@@ -14,6 +14,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 import attrs
 
 from crosscode.errors import BadInput, CrosscodeError, close_match, first_line
+from crosscode.protocols import Structural
 
 TRIES = 5  # in a row, without a document between them
 WAIT = 1.0  # seconds before the first new try; doubles with each
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 @runtime_checkable
-class Documents(Protocol):
+class Documents(Protocol, metaclass=Structural):
     """A stream of documents that says where it stands."""
 
     def __iter__(self) -> Iterator[Any]: ...

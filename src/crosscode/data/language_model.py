@@ -10,12 +10,14 @@ from typing import Any, Protocol, runtime_checkable
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from crosscode.protocols import Structural
+
 one_at_a_time = threading.RLock()
 """Held around every use of a model or a tokenizer: one thread may read ahead while another evaluates."""
 
 
 @runtime_checkable
-class LanguageModel(Protocol):
+class LanguageModel(Protocol, metaclass=Structural):
     """A language model whose activations can be harvested.
 
     Attributes:

@@ -20,6 +20,7 @@ from crosscode.errors import BadInput, close_match
 from crosscode.evaluation.measures import read_names, site_names
 from crosscode.evaluation.text import Text, read_text
 from crosscode.models import SparseCoder
+from crosscode.protocols import missing
 
 Ablation = Literal["zero", "mean"]
 
@@ -160,7 +161,8 @@ def _check_shapes(coder: SparseCoder, data: Dataloader) -> None:
 
 def _spliceable(model: object) -> SpliceableModel:
     if not isinstance(model, SpliceableModel):
-        raise BadInput(f"model {getattr(model, 'name', model)!r} has no method `logits`: it can only be harvested.")
+        lacking = ", ".join(missing(model, SpliceableModel))
+        raise BadInput(f"model {getattr(model, 'name', model)!r} has no {lacking}: it can only be harvested.")
     return model
 
 

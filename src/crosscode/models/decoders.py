@@ -17,11 +17,12 @@ from crosscode.kernels.sparse import row_norms
 from crosscode.latents import Latents, at_least_fp32
 from crosscode.models.masks import SiteMask
 from crosscode.module import evolve, module
+from crosscode.protocols import Structural
 from crosscode.shapes import Dims, checked_dims, real_coordinates
 
 
 @runtime_checkable
-class Decoder(Protocol):
+class Decoder(Protocol, metaclass=Structural):
     """What a coder asks of a decoder."""
 
     @property

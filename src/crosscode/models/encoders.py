@@ -12,11 +12,12 @@ from crosscode.kernels.pattern import Pattern
 from crosscode.kernels.sparse import attach_linear
 from crosscode.models.masks import SiteMask
 from crosscode.module import evolve, module
+from crosscode.protocols import Structural
 from crosscode.shapes import Dims, checked_dims, n_sites, real_coordinates
 
 
 @runtime_checkable
-class Encoder(Protocol):
+class Encoder(Protocol, metaclass=Structural):
     """What a coder asks of an encoder. The bias is kept apart because calibration needs `linear` without it."""
 
     @property
