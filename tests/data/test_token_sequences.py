@@ -180,8 +180,9 @@ def test_reading_goes_on_at_a_place_and_tokenises_little_of_what_came_before(
             assert first + content(resumed) == whole[n:]
 
 
-def test_a_stream_of_datasets_goes_on_at_a_place(fake_model, tmp_path, monkeypatch):
-    """The real library, streaming a local file: the place is its own state, and the rest follows exactly."""
+@pytest.fixture
+def streamed_file(fake_model, tmp_path, monkeypatch):
+    """A data set of the hub that is a local file: the real library streams it."""
     import datasets
 
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": f"w{i % 61} w{i % 7}"}) + "\n" for i in range(500)))
@@ -191,14 +192,29 @@ def test_a_stream_of_datasets_goes_on_at_a_place(fake_model, tmp_path, monkeypat
         "load_dataset",
         lambda *_, **__: load("json", data_files=str(tmp_path / "a.jsonl"), split="train", streaming=True),
     )
-    packed = TokenSequences("some/dataset", fake_model(), sequence_length=8, shuffle_sequences=16)
-    whole, iterator = ids_of(packed), iter(packed)
+    return TokenSequences("some/dataset", fake_model(), sequence_length=8, shuffle_sequences=16)
+
+
+def test_a_stream_of_datasets_goes_on_at_a_place(streamed_file):
+    """The place is the library's own state, and the rest follows exactly."""
+    whole, iterator = ids_of(streamed_file), iter(streamed_file)
     for n in range(0, len(whole), 40):
         for _ in range(40):
             next(iterator, None)
         last = min(n + 39, len(whole) - 1)
         place = json.loads(json.dumps(iterator.place_of(last)))
-        assert ids_of(packed.iter_from(last, place=place)) == whole[last:]
+        assert ids_of(streamed_file.iter_from(last, place=place)) == whole[last:]
+
+
+def test_a_stream_of_datasets_goes_on_however_often_it_is_resumed(streamed_file):
+    """Each time at a place that a resumed stream told. `datasets` 5.0.0 fails here: pyproject.toml excludes it."""
+    whole, read, iterator = ids_of(streamed_file), [], iter(streamed_file)
+    while len(read) < len(whole):
+        read += ids_of(itertools.islice(iterator, 30))
+        if len(read) < len(whole):
+            place = json.loads(json.dumps(iterator.place_of(len(read))))
+            iterator = streamed_file.iter_from(len(read), place=place)
+    assert read == whole
 
 
 class Breaks:
