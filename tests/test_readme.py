@@ -1,6 +1,7 @@
 """The README does what it says."""
 
 import re
+import shlex
 import tomllib
 from pathlib import Path
 
@@ -50,6 +51,14 @@ def test_its_test_command_is_the_one_that_is_run() -> None:
     assert ours[-1] == "pytest -n 2"
     for part in ours[2:]:
         assert re.search(rf"^{re.escape(part)}( --group \w+)*$", run, re.MULTILINE), part
+
+
+def test_nothing_slow_runs_without_being_asked_for() -> None:
+    """Not even where a folder is named: the options deselect it, and a later `-m slow` is what counts."""
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
+    words = shlex.split(options["addopts"])
+
+    assert words[words.index("-m") + 1] == "not slow"
 
 
 def test_the_pythons_it_names_are_those_that_are_proven() -> None:
