@@ -14,6 +14,7 @@ from crosscode.errors import BadInput
 from crosscode.initialization.data import scaled_inputs
 from crosscode.initialization.weights import require_autoencoder, transposed, uniform, zero_biases
 from crosscode.models import SparseCoder
+from crosscode.module import Field
 from crosscode.shapes import real_coordinates
 
 MOST_QUANTILE_ELEMENTS = 2**24  # torch.quantile refuses more
@@ -40,7 +41,7 @@ def default_firing_rate(n_latents: int) -> float:
     return min(10_000 / n_latents, 0.3)
 
 
-def _check_rate(instance: object, field: "attrs.Attribute[float | None]", value: float | None) -> None:
+def _check_rate(instance: object, field: Field, value: float | None) -> None:
     if value is not None and not 0 < value < 1:
         raise BadInput(f"{type(instance).__name__}.firing_rate={value} must lie between 0 and 1.")
 
