@@ -63,7 +63,7 @@ def core(session: nox.Session) -> None:
 def lowest(session: nox.Session) -> None:
     """The same on the oldest versions that pyproject.toml allows (torch with CUDA: an environment of 6 GB)."""
     session.install("uv")
-    session.run("uv", "pip", "install", "--resolution", "lowest-direct", "-e", ".", "--group", "tests")
+    session.run_install("uv", "pip", "install", "--resolution", "lowest-direct", "-e", ".", "--group", "tests")
     session.run("pytest", "-n", "2", *CORE, *WHOLE_RECIPES, *session.posargs)
 
 
