@@ -27,7 +27,7 @@ def not_finite(named: Iterable[tuple[str, Tensor]]) -> list[str]:
 
 
 def fault_of(batch: Batch, data: object) -> str | None:
-    """The first site whose activations are not finite, by the data's names for it where it has some; None if all are."""
+    """The first site whose activations are not finite, by the data's names if it has some; None if all are."""
     transcodes = batch.targets_BXoDo is not batch.inputs_BXiDi
     sides = {"inputs": batch.inputs_BXiDi} | ({"targets": batch.targets_BXoDo} if transcodes else {})
     if all_finite(sides.values()):

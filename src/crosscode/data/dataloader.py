@@ -264,7 +264,7 @@ class Cursor:
     unit: int = 0
     offset: int = 0
     place: Place | None = None
-    tokens_read: TokenCounts = TokenCounts()
+    tokens_read: TokenCounts = attrs.field(factory=TokenCounts)
 
     @classmethod
     def of(cls, cursor: Mapping[str, Any]) -> "Cursor":
@@ -285,6 +285,15 @@ class Cursor:
     def as_dict(self) -> dict[str, Any]:
         """Plain data, of which `of` makes the same cursor."""
         return {**attrs.asdict(self, recurse=False), "tokens_read": attrs.asdict(self.tokens_read)}
+
+
+def tokens_read(cursor: Mapping[str, Any]) -> TokenCounts:
+    """Of the text that was harvested for the batches up to a cursor, in every epoch, what was kept and left out.
+
+    What was read again after a resume counts once, and what was read to measure before or after training not at all.
+    Up to half of the last block was kept and has not been served yet.
+    """
+    return Cursor.of(cursor).tokens_read if cursor else TokenCounts()
 
 
 class BatchIterator(Iterator[Batch]):
@@ -323,7 +332,7 @@ class Block:
         not_finite: where one was whose activations are not finite.
     """
 
-    counts: TokenCounts = TokenCounts()
+    counts: TokenCounts = attrs.field(factory=TokenCounts)
     not_finite: str | None = None
 
 

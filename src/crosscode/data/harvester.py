@@ -24,6 +24,8 @@ from crosscode.errors import BadInput, NumericalError
 from crosscode.phases import phase
 
 EXPECTED = 4  # harvest batches whose shards the disk may fetch while an earlier one is used
+ON_CPU, ON_GPU = 8, 64  # sequences of a forward pass
+TOKENS, SHARE = 16_384, 16  # of a forward pass on a GPU: tokens at most, and which part of its memory
 KEPT, FIRST, SPECIAL, NOT_FINITE, OUTLIER, PADDED = range(6)  # what becomes of a token: `TokenCounts`, in its order
 
 
@@ -73,7 +75,7 @@ class Harvester:
         models: one model or several that share the vocabulary, each on a device and in a dtype of its own; activations
             are gathered on the first one's device.
         hookpoints: where activations are taken, the same in every model.
-        sequences_at_once: H, the sequences of one forward pass, a harvest batch. The last one of a stream may have fewer.
+        sequences_at_once: H, the sequences of one forward pass, a harvest batch. The last of a stream may have fewer.
         drop_special: leave special tokens (BOS, EOS, padding, chat markers) out.
         drop_first: leave the first positions of every sequence out: position 0 is an attention sink whose norm is
             often 100 times the median.
@@ -165,10 +167,9 @@ class Harvester:
         if bad_HSX.any():
             example = self._first_of(bad_HSX, acts_M, documents_HS, sequences_H)
             if not self.skip_not_finite:
-                raise NumericalError(
-                    f"{example}, the first of {int(bad_HSX.any(-1).sum()):,} such tokens of {int((fate_HS == KEPT).sum()):,}"
-                    f" harvested at once. {self._cure(bad_HSX, acts_M, tokens_HS)}"
-                )
+                n_bad, n_kept = int(bad_HSX.any(-1).sum()), int((fate_HS == KEPT).sum())
+                cure = self._cure(bad_HSX, acts_M, tokens_HS)
+                raise NumericalError(f"{example}, the first of {n_bad} such tokens of {n_kept} read at once. {cure}")
             fate_HS[bad_HSX.any(-1)] = NOT_FINITE
         fate_HS[self._outlying(norms_HSX, fate_HS == KEPT)] = OUTLIER
         kept_HS = fate_HS == KEPT
@@ -293,6 +294,49 @@ def finite_enough(harvests: Iterable[Harvest]) -> Iterator[Harvest]:
         counts += harvest.counts
         counts.check(harvest.not_finite)
         yield harvest
+
+
+def numbers_per_token(models: Sequence[LanguageModel], hookpoints: Sequence[str]) -> int:
+    """Of a harvest: models and hookpoints, the narrower ones padded."""
+    return len(models) * len(hookpoints) * max(model.width(hookpoint) for model in models for hookpoint in hookpoints)
+
+
+def harvest_bytes(models: Sequence[LanguageModel], hookpoints: Sequence[str], n_tokens: int) -> int:
+    """About what harvesting so many tokens at once takes: the largest forward pass, and the activations thrice."""
+    passes = [getattr(model, "pass_bytes", lambda n: 0)(n_tokens) for model in models]
+    return max(passes, default=0) + 3 * n_tokens * numbers_per_token(models, hookpoints) * element_size(models)
+
+
+def element_size(models: Sequence[LanguageModel]) -> int:
+    """Bytes of a number of their activations together."""
+    return max((getattr(model, "dtype", torch.float32).itemsize for model in models), default=4)
+
+
+def sequences_that_fit(
+    models: Sequence[LanguageModel], hookpoints: Sequence[str], sequence_length: int, most_tokens: int
+) -> int:
+    """How many sequences to harvest at once: a function of the models and of the first one's kind of device alone.
+
+    Args:
+        models: on their devices.
+        hookpoints: where activations are taken.
+        sequence_length: S.
+        most_tokens: of a harvest batch: half of the shuffle buffer.
+    """
+    device = torch.device(getattr(models[0], "device", "cpu"))
+    if device.type == "cpu":
+        return ON_CPU
+    fits = bytes_of(device) // SHARE // harvest_bytes(models, hookpoints, sequence_length)
+    return max(1, min(ON_GPU, min(TOKENS, most_tokens) // sequence_length, fits))
+
+
+def bytes_of(device: torch.device) -> int:
+    """Bytes of memory that a device has, free or not."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    import psutil  # a GPU that shares the host's
+
+    return int(psutil.virtual_memory().total)
 
 
 def check_vocabularies(one: LanguageModel, other: LanguageModel) -> None:

@@ -53,7 +53,7 @@ class TokenCounts:
         """
         if self.read >= COUNTED_FROM and self.not_finite > MOST_NOT_FINITE * self.read:
             raise NumericalError(
-                f"{self.not_finite:,} of {self.read:,} tokens read are not finite, more than the 1 % that skip_not_finite "
-                f"leaves out; {example or 'none of the last'}. Try model_dtype float32, bfloat16 instead of float16, "
-                "or another hookpoint."
+                f"{self.not_finite:,} of {self.read:,} tokens read are not finite, more than the 1 % that "
+                f"skip_not_finite leaves out; {example or 'none of the last'}. Try model_dtype float32, bfloat16 "
+                "instead of float16, or another hookpoint."
             )

@@ -98,9 +98,9 @@ class Evaluation:
     texts: Mapping[int, str] = {}
 
     @property
-    def tokens(self) -> TokenCounts:
-        """Of the text that was read, what was kept and left out."""
-        return TokenCounts(**{field.name: int(self.metrics[f"tokens/{field.name}"]) for field in attrs.fields(TokenCounts)})
+    def tokens(self) -> TokenCounts | None:
+        """Of the text that was read, what was kept and left out; None in an evaluation that did not count it."""
+        return token_counts(self.metrics, "tokens")
 
     def finite(self) -> dict[str, float | None]:
         """The metrics as JSON knows numbers: None for what is undefined."""
@@ -161,6 +161,14 @@ class Evaluation:
             return cls(content["from"], metrics, latents, _scaling_of(latents), *seen)
         except (OSError, SafetensorError, *DAMAGE) as error:
             raise CrosscodeError(f"{str(folder)!r} is damaged: {first_line(error)}") from error
+
+
+def token_counts(figures: Mapping[str, Any], name: str) -> TokenCounts | None:
+    """What `metrics.json` or `summary.json` say of the tokens read under a name; None if they say nothing."""
+    names = [field.name for field in attrs.fields(TokenCounts)]
+    if not all(f"{name}/{each}" in figures for each in names):
+        return None
+    return TokenCounts(**{each: int(figures[f"{name}/{each}"]) for each in names})
 
 
 def is_evaluated(run: Path) -> bool:
