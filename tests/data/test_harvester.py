@@ -163,8 +163,8 @@ def test_what_is_not_finite_is_refused_by_name(fake_model, multiple, value):
 
     said = str(refused.value)
     assert said.startswith(
-        "model 'tuned' gives NaN or infinity at b (float16): document 31, position 2 of sequence 5, the first of 2 "
-        "such tokens of 24"
+        "model 'tuned' at b: activations are NaN or infinite (float16) in document 31, position 2 of sequence 5, the "
+        "first of 2 such tokens of 24"
     )
     assert "bfloat16 or float32" in said
     assert "--skip-not-finite" in said
@@ -247,7 +247,7 @@ def test_skipping_stops_above_one_percent(fake_model):
 
     assert sum(each.not_finite for each in counts([bad] * 10 + [good] * 190)) == 100
     assert sum(each.not_finite for each in counts([bad] * 99)) == 990
-    with pytest.raises(NumericalError, match=r"1,000 of 10,000 tokens read .* 1 % .* model 'fake' gives NaN .* at a"):
+    with pytest.raises(NumericalError, match=r"1,000 of 10,000 tokens read .* 1 % .* model 'fake' at a: .* NaN"):
         counts([bad] * 100)
 
 

@@ -227,10 +227,10 @@ class Harvester:
         h, s, x = bad_HSX.nonzero()[0].tolist()
         m, p = divmod(x, len(self.hookpoints))
         document = int(documents_HS[h, s])
-        within = f"document {document}" if document >= 0 else "a token beside the documents"
+        within = f"document {document}" if document >= 0 else "no document"
         return (
-            f"model {self.models[m].name!r} gives NaN or infinity at {self.hookpoints[p]} "
-            f"({_name(acts_M[m].dtype)}): {within}, position {s} of sequence {int(sequences_H[h])}"
+            f"model {self.models[m].name!r} at {self.hookpoints[p]}: activations are NaN or infinite "
+            f"({_name(acts_M[m].dtype)}) in {within}, position {s} of sequence {int(sequences_H[h])}"
         )
 
     def _cure(

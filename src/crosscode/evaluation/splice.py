@@ -110,8 +110,8 @@ def splice(
     Args:
         coder: a trained coder; its mode is put back afterwards.
         data: held-out text and the models, with the hookpoints that the coder was trained on. Text is read in its
-            own order; each model runs 2P + 3 times over it (3 times if P = 1, once more for transcoders), on at most 8
-            sequences at once, which bounds the memory: about 3 x H x S x V numbers.
+            own order; each model runs 2P + 3 times over it (3 times if P = 1, once more for transcoders), on at most
+            2,048 tokens or one sequence at once, which bounds the memory: about 3 x H x S x V numbers.
         n_tokens: length of the text, before masking, rounded up to whole sequences.
         ablation: what splicing is compared with: activations of `zero`, or their `mean` over the same text's kept
             tokens, which takes one more harvest.

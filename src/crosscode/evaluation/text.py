@@ -15,7 +15,7 @@ from crosscode.data import Dataloader, Harvest, TokenSequence
 from crosscode.data.token_counts import TokenCounts
 from crosscode.data.token_sequences import PADDING
 
-AT_ONCE = 8  # sequences: measuring takes far more memory than harvesting, for which a GPU has `sequences_at_once`
+AT_ONCE = 2048  # tokens: measuring takes far more memory than harvesting, which a GPU does of many sequences at once
 
 
 @attrs.frozen(eq=False)
@@ -38,7 +38,7 @@ class Text:
 
 
 def read_text(data: Dataloader, n_tokens: int) -> Iterator[Text]:
-    """The first tokens of the text, before masking, rounded up to whole sequences, at most 8 sequences at a time.
+    """The first tokens of the text, before masking, rounded up to whole sequences, some 2,048 tokens at a time.
 
     They are harvested `sequences_at_once` at a time, as in training, for what is left out follows from that.
 
@@ -61,9 +61,9 @@ def _parts(sequences: list[TokenSequence], harvest: Harvest) -> Iterator[Text]:
     kept_HS = torch.zeros(documents_HS.shape, dtype=torch.bool)
     rows_N = torch.searchsorted(torch.tensor([sequence.index for sequence in sequences]), harvest.sequences_N)
     kept_HS[rows_N, harvest.positions_N] = True
-    first = 0
-    for h in range(0, len(sequences), AT_ONCE):
-        part = slice(h, h + AT_ONCE)
+    at_once, first = max(1, AT_ONCE // tokens_HS.shape[1]), 0
+    for h in range(0, len(sequences), at_once):
+        part = slice(h, h + at_once)
         n_kept = int(kept_HS[part].sum())
         yield Text(
             tokens_HS=tokens_HS[part],
