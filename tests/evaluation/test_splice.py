@@ -238,7 +238,7 @@ def test_a_harvest_batch_may_be_larger_than_what_is_measured_at_once(monkeypatch
     data = loader(max_norm_multiple=1.2, H=8, hookpoints=("out0",))
     coder, shown = coder_of(data, "between"), []
     (whole,) = splice(coder, data)
-    full = full_evaluation(coder, data, n_tokens=50)
+    full = full_evaluation(coder, data, n_tokens=50, example_latents=0)
     plain = Chain.logits
 
     def logits(self: Chain, tokens_HS: Tensor, edits: Edits) -> Tensor:
@@ -250,7 +250,7 @@ def test_a_harvest_batch_may_be_larger_than_what_is_measured_at_once(monkeypatch
     (parts,) = splice(coder, data)
     assert max(shown) == 3
     assert_same(whole, parts)
-    again = full_evaluation(coder, data, n_tokens=50)
+    again = full_evaluation(coder, data, n_tokens=50, example_latents=0)
     assert full.tokens == again.tokens
     assert full.tokens.outliers > 0
     assert full.tokens.read == 56
