@@ -31,6 +31,7 @@ from crosscode.callbacks import (
 )
 from crosscode.command_line import errors_in_one_line, read_options
 from crosscode.data import Dataloader
+from crosscode.data.dataloader import tokens_read
 from crosscode.errors import BadInput, CrosscodeError, warn
 from crosscode.evaluation import (
     Evaluation,
@@ -220,11 +221,13 @@ def _measure(trainer: Trainer, run: RunOptions, name: str, spent: TimeSpent | No
     if not run.quiet:
         print(f"{name}: measuring on {run.eval_tokens:,} held-out tokens", file=sys.stderr)
     dead_L = (trainer.state.tokens_since_fired_L >= dead_after).cpu()
+    read = tokens_read(trainer.state.cursor)
     evaluation = full_evaluation(coder, held_out, run.eval_tokens, splice_tokens=run.splice_tokens, dead_L=dead_L)
     summary = {
         "recipe": name,
         "step": trainer.state.step,
         "tokens": trainer.state.tokens,
+        **{f"training_tokens/{name}": n for name, n in attrs.asdict(read).items()},
         **evaluation.finite(),
         **({} if spent is None else {"tokens_per_second": spent.tokens_per_second, "time": spent.shares}),
     }
@@ -235,6 +238,7 @@ def _measure(trainer: Trainer, run: RunOptions, name: str, spent: TimeSpent | No
         write_json(directory / SUMMARY, summary)
     if not run.quiet:
         print_evaluation(evaluation, f"{name} after {trainer.state.tokens:,} tokens, on held-out text")
+        print(f"Training, {read}")
         print(f"\nThe coder is in {directory / CODER}; to load it:\n\n    import crosscode")
         print(f"    coder = crosscode.load({str(directory / CODER)!r})")
         print("    latents = coder.encode(activations)  # raw ones\n")

@@ -21,6 +21,7 @@ from crosscode.data import (
     TokenSequences,
     load_language_model,
 )
+from crosscode.data.harvester import sequences_that_fit
 from crosscode.data.text_files import looks_local
 from crosscode.errors import DAMAGE, BadInput
 from crosscode.models import SparseCoder
@@ -58,7 +59,14 @@ class RunOptions:
         sequence_length: tokens of a sequence.
         drop_first: the first positions of a sequence, which no activation is taken from (position 0 is an attention
             sink whose norm is often 100 times the median).
-        max_norm_multiple: leave tokens out whose norm is more than this many times the median; none keeps all.
+        max_norm_multiple: leave tokens out whose norm, in any model at any hookpoint, is more than this many times the
+            median of those harvested at once: massive activations, of which a single one outweighs a batch. `None`
+            keeps all.
+        skip_not_finite: leave tokens out whose activations are NaN or infinite, up to 1 % of all, instead of refusing
+            them.
+        sequences_at_once: sequences of one forward pass of the models; by default 8 on a CPU, and on a GPU up to 64
+            with no more than 16,384 tokens that take no more than a sixteenth of its memory. To go on with `resume`
+            on another device, give the number that the run began with, which `options.json` tells.
         batch_size: tokens of a (micro-)batch (Minder et al. 2025: 2048; Gemma Scope: 4096).
         accumulate: micro-batches per optimizer step.
         lr_warmup: part of the run over which the learning rate rises from 0 (crosscoder ports: 0; GDM: 1000 steps).
@@ -105,7 +113,9 @@ class RunOptions:
     epochs: int | None = None
     sequence_length: int = 256
     drop_first: int = 1
-    max_norm_multiple: float | None = None
+    max_norm_multiple: float | None = 10.0
+    skip_not_finite: bool = False
+    sequences_at_once: int | None = None
     batch_size: int = 1024
     accumulate: int = 1
     lr_warmup: float = 0.0
@@ -148,7 +158,7 @@ class RunOptions:
         for name in COUNTS:
             count(name, getattr(self, name))
         count("sequence_length", self.sequence_length, least=2)
-        for name in ("checkpoint_keep_every", "epochs"):
+        for name in ("checkpoint_keep_every", "epochs", "sequences_at_once"):
             if getattr(self, name) is not None:
                 count(name, getattr(self, name))
         if self.ahead is not None:
@@ -202,12 +212,13 @@ class RunOptions:
             split=split,
             seed=self.seed,
         )
-        hookpoints = tuple(dict.fromkeys((*self.reads, *self.writes))) if self.reads else self.hookpoints
         harvester = Harvester(
             tuple(models),
-            hookpoints,
+            self._harvested,
+            sequences_at_once=self.harvested_at_once,
             drop_first=self.drop_first,
             max_norm_multiple=self.max_norm_multiple,
+            skip_not_finite=self.skip_not_finite,
             cache=self._activation_cache(),
         )
         try:
@@ -220,7 +231,7 @@ class RunOptions:
                     seed=self.seed,
                     reads=_names(self.reads, one_site),
                     writes=_names(self.writes, one_site),
-                    squeeze=len(models) == 1 and len(hookpoints) == 1,
+                    squeeze=len(models) == 1 and len(self._harvested) == 1,
                     epochs=self.epochs if split == "train" else 1,
                     ahead=self.ahead,
                 )
@@ -228,6 +239,19 @@ class RunOptions:
             raise BadInput(f"{SPLITS[split]}: {error}") from error
         self._dataloaders[split, one_site] = loader
         return loader
+
+    @property
+    def _harvested(self) -> tuple[str, ...]:
+        """All hookpoints that are read or written."""
+        return tuple(dict.fromkeys((*self.reads, *self.writes))) if self.reads else self.hookpoints
+
+    @functools.cached_property
+    def harvested_at_once(self) -> int:
+        """H, the sequences of one forward pass: `sequences_at_once`, or what suits the models' device."""
+        if self.sequences_at_once is not None:
+            return self.sequences_at_once
+        most = max(self.shuffle_buffer, self.batch_size) // 2
+        return sequences_that_fit(self.language_models, self._harvested, self.sequence_length, most)
 
     def _activation_cache(self) -> ActivationCache | None:
         if self.cache is None:
@@ -292,6 +316,7 @@ class RunOptions:
         run = attrs.evolve(
             self,
             models=(self.models[0], self.null),
+            sequences_at_once=self.harvested_at_once,
             revisions=revisions if self.revisions or self.null_revision else (),
             null=None,
             null_revision=None,
@@ -322,8 +347,15 @@ class RunOptions:
         return self.output or Path("runs") / recipe
 
     def write(self, file: Path) -> None:
-        """As JSON; local files and folders by their absolute paths, so that the run is understood from anywhere."""
-        write_json(file, attrs.asdict(self, value_serializer=lambda _, field, value: _absolute(field, value)))
+        """As JSON; local files and folders by their absolute paths, so that the run is understood from anywhere.
+
+        So is how many sequences are harvested at once, which what is left out of the text depends on a little.
+        """
+        fields = attrs.asdict(self, value_serializer=lambda _, field, value: _absolute(field, value))
+        made = next(iter(self._dataloaders.values()), None)
+        if made is not None:
+            fields["sequences_at_once"] = made.harvester.sequences_at_once
+        write_json(file, fields)
 
     @classmethod
     def read(cls, file: Path) -> "RunOptions":

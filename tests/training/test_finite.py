@@ -6,15 +6,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from crosscode.activations import JumpReLU, TopK
+from crosscode.activations import BatchTopK, JumpReLU, TopK
 from crosscode.batch import Batch
 from crosscode.callbacks import Checkpoint
 from crosscode.errors import BadInput
+from crosscode.evaluation import evaluate, latent_scaling
+from crosscode.finite import all_finite
 from crosscode.initialization import AnthropicTranspose, DecoderBias, NormalizeActivations
+from crosscode.initialization.data import Remembered
 from crosscode.losses import SummedSquaredError
+from crosscode.metrics import FVU
 from crosscode.models import acausal_crosscoder, transcoder
-from crosscode.training import NumericalError, Snapshot, Trainer, newest_checkpoint, trainer
-from crosscode.training.finite import all_finite, check_batch
+from crosscode.training import NumericalError, Snapshot, Trainer, calibrate, newest_checkpoint, trainer
+from crosscode.training.finite import check_batch
 
 BAD = [float("nan"), float("inf"), float("-inf")]
 
@@ -53,6 +57,25 @@ def test_an_activation_is_named_by_model_and_hookpoint(value: float) -> None:
         check_batch(7, batch, [])
     with pytest.raises(NumericalError, match=r"step 0: the data's inputs at tuned blocks\.3"):
         a_trainer(JumpReLU(8, threshold=0.1), Sites([batch])).train()
+
+
+@pytest.mark.parametrize("value", BAD)
+def test_what_is_measured_on_is_looked_at_too(value: float) -> None:
+    """Scales, thresholds and figures: batches of one's own are named by site; none gives NaN in silence."""
+    batch = a_batch(2, 3)
+    batch.inputs_BXiDi[5:8, 1, 2, 0] = value
+    data = Sites([a_batch(2, 3), batch])
+    coder = a_trainer(BatchTopK(2)).model
+    scaling = acausal_crosscoder(n_models=2, n_hookpoints=3, d_model=4, n_latents=8, activation=TopK(2))
+    for measured in (
+        lambda: NormalizeActivations()(coder, Remembered(data)),
+        lambda: DecoderBias()(coder, data),
+        lambda: calibrate(coder, data),
+        lambda: evaluate(scaling, data, [FVU()]),
+        lambda: latent_scaling(scaling, data),
+    ):
+        with pytest.raises(NumericalError, match=r"inputs at tuned blocks\.3 are not finite in 3 of 16 tokens"):
+            measured()
 
 
 def test_a_target_is_told_from_an_input() -> None:

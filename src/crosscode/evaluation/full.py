@@ -28,7 +28,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from crosscode.checks import at_least
-from crosscode.data import Dataloader
+from crosscode.data import Dataloader, TokenCounts
 from crosscode.errors import DAMAGE, BadInput, CrosscodeError, first_line
 from crosscode.evaluation.activity import Activity
 from crosscode.evaluation.examples import Examples, find_examples, texts_of
@@ -51,6 +51,7 @@ SPACE = {
     "threshold": "scaled: pre-activations",
     "relative_norm (rho), delta_norm (Delta), decoder_cosine, norms": "scaled",
     "nu, beta, exclusive": "scaled",
+    "tokens": "none: counts of the text that was read, by what became of its tokens",
     "splice": "raw: the language models' own activations; cross-entropy and KL in nats per position",
 }
 
@@ -95,6 +96,11 @@ class Evaluation:
     examples: Examples | None = None
     logits: LogitAttribution | None = None
     texts: Mapping[int, str] = {}
+
+    @property
+    def tokens(self) -> TokenCounts | None:
+        """Of the text that was read, what was kept and left out; None in an evaluation that did not count it."""
+        return token_counts(self.metrics, "tokens")
 
     def finite(self) -> dict[str, float | None]:
         """The metrics as JSON knows numbers: None for what is undefined."""
@@ -155,6 +161,14 @@ class Evaluation:
             return cls(content["from"], metrics, latents, _scaling_of(latents), *seen)
         except (OSError, SafetensorError, *DAMAGE) as error:
             raise CrosscodeError(f"{str(folder)!r} is damaged: {first_line(error)}") from error
+
+
+def token_counts(figures: Mapping[str, Any], name: str) -> TokenCounts | None:
+    """What `metrics.json` or `summary.json` say of the tokens read under a name; None if they say nothing."""
+    names = [field.name for field in attrs.fields(TokenCounts)]
+    if not all(f"{name}/{each}" in figures for each in names):
+        return None
+    return TokenCounts(**{each: int(figures[f"{name}/{each}"]) for each in names})
 
 
 def is_evaluated(run: Path) -> bool:
@@ -219,10 +233,12 @@ def full_evaluation(
     accumulators = [metric.start() for metric in (*measures(coder, data), ReconstructionBias(sites))]
     activity = Activity.fresh(coder.n_latents)
     scaling_sums = ScalingSums(coder, (0, 1)) if _comparable(coder) else None
+    counts = TokenCounts()
     was_training = coder.training
     coder.eval()
     try:
         for text in read_text(data, n_tokens):
+            counts += text.counts
             if not len(text.acts_NMPD):
                 continue
             trace = Trace.of(coder, data.batch(text.acts_NMPD).to(coder.device))
@@ -246,6 +262,7 @@ def full_evaluation(
         **_decoders(latents),
         **({} if scaling is None else _exclusive(scaling, latents, sites[0], cut_offs)),
         **{name: value for ablation, models in splices.items() for name, value in _splices(ablation, models).items()},
+        **{f"tokens/{name}": float(n) for name, n in attrs.asdict(counts).items()},
     }
     if dead_L is not None:
         latents["dead_L"] = dead_L.cpu()

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from crosscode.batch import Batch
 from crosscode.checks import count, instance, one_of
-from crosscode.errors import BadInput
+from crosscode.errors import BadInput, NumericalError
+from crosscode.finite import fault_of
 from crosscode.models import SparseCoder
 from crosscode.shapes import Dims, real_coordinates
 
@@ -33,9 +34,16 @@ def one_epoch(data: Iterable[Batch]) -> Iterator[Batch]:
 
 
 def first_tokens(data: Iterable[Batch], n_tokens: int) -> Iterator[Batch]:
-    """The batches that hold the first `n_tokens` tokens of the data, whole, or all of one epoch if there are fewer."""
+    """The batches that hold the first `n_tokens` tokens of the data, whole, or all of one epoch if there are fewer.
+
+    Raises:
+        NumericalError: an activation is not finite; its site is named.
+        BadInput: the data is empty.
+    """
     seen = 0
     for batch in one_epoch(data):
+        if (fault := fault_of(batch, data.data if isinstance(data, Remembered) else data)) is not None:
+            raise NumericalError(f"{fault}; they cannot be measured on.")
         yield batch
         seen += len(batch)
         if seen >= n_tokens:
@@ -179,8 +187,6 @@ class _SiteStatistics:
 
     def scale_and_shift(self, kind: Normalization) -> tuple[Tensor, Tensor]:
         zero_XD = torch.zeros_like(self.sum_XD)
-        if not self.norm_X.isfinite().all():
-            raise BadInput("activations are NaN or infinite at some model and hookpoint: they cannot be normalised.")
         if not (self.norm_X > 0).all():
             raise BadInput("activations are zero at some model and hookpoint: they cannot be normalised.")
         if kind == "mean_norm":

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from crosscode import run_files
 from crosscode.errors import DAMAGE, CrosscodeError, first_line
+from crosscode.evaluation.full import token_counts
 from crosscode.report.figures import MODELS, NEUTRAL, figures_of, plotly_script
 from crosscode.report.saved import SavedRun, read_run
 
@@ -91,6 +92,7 @@ def render(run: SavedRun) -> str:
         scheme=list(scheme(run)),
         reconstruction=reconstruction(run),
         splicing=splicing(run),
+        left_out=left_out(run),
         exclusive=exclusive(run) if run.compares_models else None,
         false_positives=false_positives(run),
         figures=figures,
@@ -124,6 +126,11 @@ def percent(value: float | None) -> str:
     return "–" if value is None or not math.isfinite(value) else f"{100 * value:.1f} %"
 
 
+def share(n: int, of: int) -> str:
+    """A part of many: a few of thousands are not 0.0 %."""
+    return f"{100 * n / of:.2g} %" if of else "–"
+
+
 def tiles(run: SavedRun) -> Iterator[tuple[str, str, str, str]]:
     """What to see first: a figure, what it is, a remark, and where it is from."""
     metrics = run.evaluation.metrics
@@ -142,6 +149,10 @@ def tiles(run: SavedRun) -> Iterator[tuple[str, str, str, str]]:
     yield number(metrics["l0/mean"]), "latents per token", " + ".join(split) or "L0", f"{METRICS}: l0/mean"
     if "dead" in metrics:
         yield percent(metrics["dead"]), "dead latents", "silent at the end of training", f"{METRICS}: dead"
+    counts = run.evaluation.tokens
+    if counts is not None:
+        remark = f"{counts.outliers:,} of {counts.read:,}, and {counts.not_finite:,} not finite"
+        yield share(counts.outliers, counts.read), "tokens left out by norm", remark, f"{METRICS}: tokens/outliers"
     if run.compares_models and run.evaluation.scaling is not None:
         for model in (1, 0):
             n, beyond = int(run.exclusive_L(model).sum()), int(run.beyond_L(model).sum())
@@ -238,6 +249,23 @@ def reconstruction(run: SavedRun) -> Table:
     if len(rows) > 1:
         rows.append(["all", "pooled, scaled", number(metrics["fvu/pooled"]), percent(1 - metrics["fvu/pooled"]), ""])
     return Table(("model", "hookpoint", "FVU", "explained", "bias"), rows, METRICS)
+
+
+def left_out(run: SavedRun) -> Table | None:
+    """Of each text that was read, how many tokens were kept, and why the others were left out."""
+    texts = [("training", token_counts(run.summary, "training_tokens")), ("held-out", run.evaluation.tokens)]
+    source = f"{METRICS}, summary.json"
+    if run.null is not None:
+        texts.append(("null, training", token_counts(run.null_summary, "training_tokens")))
+        texts.append(("null, held-out", run.null.tokens))
+        source += f", null/{METRICS}, null/summary.json"
+    rows = [
+        [text, *(f"{n:,}" for n in (counts.read, *attrs.astuple(counts))), share(counts.outliers, counts.read)]
+        for text, counts in texts
+        if counts is not None
+    ]
+    head = ("text", "tokens read", "kept", "first positions", "special", "not finite", "outliers in norm", "… of all")
+    return Table(head, rows, source) if rows else None
 
 
 def splicing(run: SavedRun) -> Table | None:

@@ -49,6 +49,8 @@ def print_evaluation(evaluation: Evaluation, title: str) -> None:
     if any(name.startswith(f"splice/{ablation}/") for name in metrics):
         print(f"CE, KL recovered: by splicing, against {ablation}-ablation; ΔCE: in nats a token")
     print(", ".join(_figures(evaluation)))
+    if evaluation.tokens is not None:
+        print(f"Held-out text, {evaluation.tokens}")
     for line in _one_sided(evaluation):
         print(line)
 
@@ -101,6 +103,9 @@ def print_exclusivity(found: Exclusivity, model_names: tuple[str, ...]) -> None:
     print(f"  exclusive to {other:<20} {found.pair.towards_0.n_specific:4}")
     print(f"The same is said of {found.null.n_exclusive} of the null's {found.n_null} latents: false positives,")
     print(f"{found.false_positive_rate:.2%} ({found.false_positive_rate_of_norms:.2%} by norms alone).")
+    for whose, counts in (("pair", found.pair_tokens), ("null", found.null_tokens)):
+        if counts is not None:
+            print(f"Held-out text of the {whose}, {counts}")
 
 
 def strongest(evaluation: Evaluation, latent: int) -> str:
