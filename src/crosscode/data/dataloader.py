@@ -252,16 +252,21 @@ def n_cores() -> int:
 
 @attrs.define
 class Cursor:
-    """Where the next batch begins: `offset` tokens into a unit of an epoch, and from where to read the text for it."""
+    """Where the next batch begins: `offset` tokens into a unit of an epoch, and from where to read the text for it.
+
+    `bad_rows` of the text were left out until there, each counted in one epoch only.
+    """
 
     epoch: int = 0
     unit: int = 0
     offset: int = 0
     place: Place | None = None
+    bad_rows: int = 0
 
     @classmethod
     def of(cls, cursor: Mapping[str, Any]) -> "Cursor":
         counts: dict[str, Any] = {name: cursor.get(name) for name in ("epoch", "offset", "unit")}
+        counts["bad_rows"] = cursor.get("bad_rows", 0)
         place = cursor.get("place")
         if (
             not set(cursor) <= {*counts, "place"}
@@ -308,8 +313,9 @@ def _batches(loader: Dataloader, at: Cursor, stopped: Callable[[], bool]) -> Gen
     filled = 0
     while loader.epochs is None or at.epoch < loader.epochs:
         from_the_start, n_epoch = at.unit == 0 and at.offset == 0, 0
-        for ring_RMPD, slots_N, place in _units(loader, at, stopped):
+        for ring_RMPD, slots_N, place, bad_rows in _units(loader, at, stopped):
             n_epoch += len(slots_N)
+            at.bad_rows = max(at.bad_rows, bad_rows)  # an epoch meets again those of the one before
             if at.offset > len(slots_N):
                 raise BadInput(
                     f"cursor of epoch {at.epoch}, unit {at.unit}, offset {at.offset} is beyond its unit of "
@@ -323,7 +329,7 @@ def _batches(loader: Dataloader, at: Cursor, stopped: Callable[[], bool]) -> Gen
                 filled += len(take_N)
                 at.offset += len(take_N)
                 if filled == B:
-                    yield loader.batch(batch_BMPD), Cursor(at.epoch, at.unit, at.offset, place)
+                    yield loader.batch(batch_BMPD), Cursor(at.epoch, at.unit, at.offset, place, at.bad_rows)
                     batch_BMPD, filled = None, 0
             at.unit, at.offset = at.unit + 1, 0
         if stopped():
@@ -336,14 +342,14 @@ def _batches(loader: Dataloader, at: Cursor, stopped: Callable[[], bool]) -> Gen
             raise BadInput(f"batch_size={B} is larger than the data: {n_epoch} tokens after masking.")
         at.epoch, at.unit, at.offset, at.place = at.epoch + 1, 0, 0, None
     if batch_BMPD is not None and filled:
-        yield loader.batch(batch_BMPD[:filled]), Cursor(at.epoch, 0, 0)
+        yield loader.batch(batch_BMPD[:filled]), Cursor(at.epoch, 0, 0, None, at.bad_rows)
 
 
 def _units(
     loader: Dataloader, at: Cursor, stopped: Callable[[], bool]
-) -> Iterator[tuple[Float[Tensor, "R2 M P D"], Tensor, Place]]:
-    """From unit `at.unit` of the epoch on: the ring, the slots of it that are served, in order, and from where to read
-    again to come to the same unit."""
+) -> Iterator[tuple[Float[Tensor, "R2 M P D"], Tensor, Place, int]]:
+    """From unit `at.unit` of the epoch on: the ring, the slots of it that are served, in order, from where to read
+    again to come to the same unit, and how many bad rows were left out."""
     h, H = loader.harvests_per_block, loader.harvester.sequences_at_once
     R = h * H * loader.sequences.sequence_length
     epoch, unit = at.epoch, at.unit  # the caller moves `at`
@@ -370,7 +376,7 @@ def _units(
             which_N, index_N = unit_order(n_previous, n_current, loader.seed, epoch, block)
             # Block u lies in half u % 2 of the ring: 1 in `which_N` is this block, 0 the one before.
             slots_N = ((which_N + block + 1) % 2) * R + index_N
-            yield ring_RMPD, slots_N, sequences.place_of(max(block - 1, 0) * h * H)
+            yield ring_RMPD, slots_N, sequences.place_of(max(block - 1, 0) * h * H), sequences.bad_rows
         if not more:
             return
         n_previous = n_current
