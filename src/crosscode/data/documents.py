@@ -5,6 +5,7 @@ What a row holds that is neither comes as `Unusable`, so that whoever reads can 
 """
 
 import ast
+import functools
 import hashlib
 import itertools
 import json
@@ -13,7 +14,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, NoReturn, Protocol, cast, runtime_checkable
 
 import attrs
 
@@ -88,7 +89,7 @@ def open_hub(hub: HubText, column: str, place: Place, document: int) -> Document
         except Exception as error:  # `datasets` raises a dozen unrelated types for an unknown name, config or split
             if opened:
                 raise
-            raise _refused(hub, error) from error
+            _refuse(hub, error)
         opened = True
         return _Streamed(rows, column, f"dataset {hub.name!r}", place)
 
@@ -97,30 +98,28 @@ def open_hub(hub: HubText, column: str, place: Place, document: int) -> Document
     return Retrying(open_at, place, f"dataset {hub.name!r}", passing, document)
 
 
-def _refused(hub: HubText, error: Exception) -> BadInput:
-    """Why the hub did not give a data set, with the configurations or splits there are if that is the reason."""
+def _refuse(hub: HubText, error: Exception) -> NoReturn:
+    """Say why the hub did not give a data set; if a configuration or a split is the reason, which there are."""
     listed = re.search(r"(configs?|Available|splits)\W*: (\[[^\]]*\])", str(error), flags=re.IGNORECASE)
     try:
         known = [str(name) for name in ast.literal_eval(listed[2])] if listed else []
     except (ValueError, SyntaxError):
         known = []
+    what = f"dataset {hub.name!r}"
     if known and "config" in str(error).lower():
-        if hub.config is None:
-            return BadInput(
-                f"dataset {hub.name!r} has several configurations: name one with --dataset-config."
-                f"{close_match('', known)}"
-            )
-        return BadInput(
-            f"dataset_config={hub.config!r} is not a configuration of dataset {hub.name!r}."
-            f"{close_match(hub.config, known)}"
-        )
+        no_config(hub.config, known, what)
     if known and "split" in str(error).lower():
-        return BadInput(no_split(hub.split, f"dataset {hub.name!r}", known))
+        _no_split(hub.split, known, what)
     parts = {"config": hub.config, "split": hub.split or "train", "revision": hub.revision}
     given = ", ".join(f"{name} {value!r}" for name, value in parts.items() if value is not None)
-    return BadInput(
-        f"dataset {hub.name!r} ({given}) is no local file, and the hub did not give it: {first_line(error)}"
-    )
+    raise BadInput(f"{what} ({given}) is no local file, and the hub did not give it: {first_line(error)}") from error
+
+
+def no_config(config: str | None, known: Iterable[str], what: str) -> NoReturn:
+    """Refuse a configuration that is not there, or not said."""
+    if config is None:
+        raise BadInput(f"{what} has several configurations: name one with --dataset-config.{close_match('', known)}")
+    raise BadInput(f"dataset_config={config!r} is not a configuration of {what}.{close_match(config, known)}")
 
 
 def chosen_split(split: str | None, known: Sequence[str], what: str) -> str:
@@ -129,17 +128,22 @@ def chosen_split(split: str | None, known: Sequence[str], what: str) -> str:
         split = known[0] if len(known) == 1 else "train"
         if split in known:
             return split
-        raise BadInput(no_split(None, what, known))
+        _no_split(None, known, what)
     if split not in known:
-        raise BadInput(no_split(split, what, known))
+        _no_split(split, known, what)
     return split
 
 
-def no_split(split: str | None, what: str, known: Iterable[str]) -> str:
-    """The line about a split that is not there."""
+def _no_split(split: str | None, known: Iterable[str], what: str) -> NoReturn:
     if split is None:
-        return f"{what} has no split 'train': name one with --dataset-split.{close_match('', known)}"
-    return f"dataset_split={split!r} is not a split of {what}.{close_match(split, known)}"
+        raise BadInput(f"{what} has no split 'train': name one with --dataset-split.{close_match('', known)}")
+    raise BadInput(f"dataset_split={split!r} is not a split of {what}.{close_match(split, known)}")
+
+
+@functools.lru_cache(maxsize=1024)
+def tell_once(line: str) -> None:
+    """Log a warning; the same text is read for several purposes, and is told of once."""
+    log.warning(line)
 
 
 def without_parts(what: str, config: str | None, split: str | None, revision: str | None) -> None:

@@ -1,16 +1,14 @@
 """Which files a path stands for: a file, a pattern, a folder, or a data set of `datasets` or its hub that lies here."""
 
-import functools
 import glob
 import json
-import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from crosscode.data.documents import chosen_split, without_parts
+from crosscode.data.documents import chosen_split, no_config, tell_once, without_parts
 from crosscode.errors import DAMAGE, BadInput, close_match, first_line
 
 ROWS = (".parquet", ".arrow", ".jsonl")  # hold rows and nothing else
@@ -40,8 +38,6 @@ SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}")
 
 Splits = Mapping[str | None, list[Path]]
 """The files of each split; all under None where nothing names one."""
-
-log = logging.getLogger(__name__)
 
 
 def files_of(
@@ -214,14 +210,8 @@ def _of_one_format(files: Sequence[Path], path: Path, what: str) -> tuple[Path, 
         )
     if rows and len(kinds) > 1:
         left_out = [file for kind, found in kinds.items() if kind not in rows for file in found]
-        _tell(f"{what}: beside its {rows[0]} files {len(left_out)} others are left out, as {left_out[0].name!r}.")
+        tell_once(f"{what}: beside its {rows[0]} files {len(left_out)} others are left out, as {left_out[0].name!r}.")
     return tuple(kinds[(rows or list(kinds))[0]]) if kinds else ()
-
-
-@functools.lru_cache(maxsize=1024)
-def _tell(line: str) -> None:
-    """Once: files are looked up for training, for evaluation and for the record of a run."""
-    log.warning(line)
 
 
 def _split_named(file: Path) -> str | None:
@@ -298,12 +288,10 @@ def _of_config(configs: Mapping[str, tuple[bool, Splits]], config: str | None, w
     if config is None:
         usual = [name for name, (default, _) in configs.items() if default] or list(configs)
         if len(usual) > 1:
-            raise BadInput(
-                f"{what} has several configurations: name one with --dataset-config.{close_match('', configs)}"
-            )
+            no_config(None, configs, what)
         config = usual[0]
     if config not in configs:
-        raise BadInput(f"dataset_config={config!r} is not a configuration of {what}.{close_match(config, configs)}")
+        no_config(config, configs, what)
     return configs[config][1]
 
 

@@ -5,11 +5,9 @@ of the last, short sequence. Attention crosses the documents of a sequence: that
 it is how most language models were trained); the separator tells the model where a document ends.
 """
 
-import functools
 import hashlib
 import itertools
 import json
-import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +28,6 @@ Split = Literal["train", "held_out", "all"]
 Separator = Literal["eos", "bos", "none"]
 
 DOCUMENTS_AT_ONCE = 64  # tokenised in one call
-log = logging.getLogger(__name__)
 ADDED, PADDING = -1, -2  # documents_S of tokens that belong to no document
 
 
@@ -164,7 +161,7 @@ class TokenSequences:
         }
         vocabulary = hashlib.sha256(repr(sorted(self.model.vocabulary.items())).encode()).hexdigest()
         # The embedded text is that of the installed packages: other versions, other text.
-        source = documents.fingerprint(self.open({}) if self._text == "embedded" else self._text)
+        source = documents.fingerprint(self.open({}) if self._is_embedded else self._text)
         canonical = json.dumps(policy | {"source": source, "vocabulary": vocabulary}, sort_keys=True, default=str)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -174,12 +171,16 @@ class TokenSequences:
         parts = self.dataset_config, self.dataset_split, self.dataset_revision
         if not isinstance(self.source, str | Path):
             return documents.rows_of(self.source, self.text_column, f"dataset {_label(self.source)}", *parts)
-        if self.source == "embedded":
+        if self._is_embedded:
             documents.without_parts("dataset 'embedded'", *parts)
             return "embedded"
         if isinstance(self.source, Path) or text_folders.looks_local(self.source):
             return text_folders.files_of(Path(self.source).expanduser(), *parts)
         return HubText(self.source, *parts)
+
+    @cached_property
+    def _is_embedded(self) -> bool:
+        return isinstance(self.source, str) and self.source == "embedded"
 
     @property
     def files(self) -> tuple[Path, ...] | None:
@@ -189,7 +190,7 @@ class TokenSequences:
 
     def open(self, place: Place, document: int = 0) -> documents.Documents:
         """The documents of the source, of every split, from a place on, which is where document `document` begins."""
-        if self._text == "embedded":
+        if self._is_embedded:
             from crosscode.data import embedded
 
             parts: tuple[Any, ...] = ("train", "held_out") if self.split == "all" else (self.split,)
@@ -204,7 +205,7 @@ class TokenSequences:
 
     def in_split(self, index: int) -> bool:
         """Whether a document is in this split, by its index in the source."""
-        if self.split == "all" or self._text == "embedded":
+        if self.split == "all" or self._is_embedded:
             return True
         held_out = index % self.held_out_every == self.held_out_every - 1
         return held_out == (self.split == "held_out")
@@ -354,13 +355,7 @@ class PackedSequences(Iterator[TokenSequence]):
         if self._text.in_split(self._document):
             self.bad_rows += 1
             if self.bad_rows == 1:
-                _tell_once(line)
-
-
-@functools.lru_cache(maxsize=1024)
-def _tell_once(line: str) -> None:
-    """The text is read for several purposes."""
-    log.warning("bad rows are left out: %s", line)
+                documents.tell_once(f"bad rows are left out, the first: {line}")
 
 
 class OrderedSequences(Iterator[TokenSequence]):
