@@ -389,7 +389,7 @@ def _values(array: Any) -> Iterator[Any]:
             array.slice(i, 1).validate(full=True)
             document = as_document(array[i].as_py())
         except DAMAGE as error:
-            document = Unusable(f" is damaged: {first_line(error)}")
+            document = Unusable(f" cannot be decoded: {first_line(error)}")
         yield document
 
 
