@@ -60,7 +60,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "blank.txt").write_text("\n \n\n")
     (folder / "broken.jsonl").write_text("\n".join([*rows[:2], '{"body": "w1', *rows]) + "\n")
     (folder / "list.jsonl").write_text("[1, 2]\n")
-    (folder / "object.json").write_text('{"text": "w1"}')
+    (folder / "object.json").write_text('{"rows": [{"text": "w1"}]}')
+    (folder / "emoji.jsonl").write_text('{"text": "\\ud83d"}\n{"text": 7}\n')
+    (folder / "parts").mkdir()
+    for name in ("train", "test"):
+        (folder / "parts" / f"{name}.jsonl").write_text('{"text": "w1"}\n')
     (folder / "numbers.jsonl").write_text('{"text": 3}\n')
     (folder / "ids.jsonl").write_text('{"text": [1, 2, 64]}\n')
     (folder / "latin.txt").write_bytes("w1 caf\xe9 w2".encode("latin-1") * 100)
@@ -456,13 +460,16 @@ def test_a_run_that_was_cut_short_is_not_overwritten(folder: Path, tmp_path: Pat
     [
         ("broken.jsonl", ["broken.jsonl", "line 3", "not JSON"]),
         ("list.jsonl", ["list.jsonl", "object"]),
-        ("object.json", ["object.json", "list"]),
+        ("object.json", ["object.json", "line 1", "'rows'"]),
+        ("emoji.jsonl", ["emoji.jsonl", "line 2", "int '7'", "--skip-bad-rows"]),
+        ("base", ["base", "is a language model", "--models"]),
+        ("*.tsv", ["*.tsv", "no file matches"]),
         ("numbers.jsonl", ["numbers.jsonl", "neither a text nor a list"]),
         ("ids.jsonl", ["ids.jsonl", "ids from 1 to 64", "63"]),
-        ("latin.txt", ["latin.txt", "could not be read", "utf-8"]),
+        ("latin.txt", ["latin.txt", "line 1", "not in UTF-8", "byte 6", "--skip-bad-rows"]),
         ("no.parquet", ["no.parquet", "could not be read"]),
         ("no.jsonl.gz", ["no.jsonl.gz", "could not be read"]),
-        ("text.csv", ["text.csv", "suffix", ".parquet"]),
+        ("text.csv", ["text.csv", "suffix", ".parquet", "to_parquet"]),
         ("no_text", ["no_text", "holds no"]),
         ("blank.txt", ["blank.txt", "no document"]),
         ("txet.txt", ["txet.txt", "does not exist", "Did you mean", "text.txt"]),
@@ -472,6 +479,26 @@ def test_text_that_cannot_be_read(name: str, said: list[str], folder: Path, refu
     """The file is named, the line where there is one, and why."""
     column = "body" if name == "broken.jsonl" else "text"
     line = refusal("l1_crosscoder", dataset=folder / name, text_column=column)
+    for part in said:
+        assert part in line
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"dataset_split": "tset"}, ["dataset_split='tset'", "Did you mean 'test'"]),
+        ({"dataset_config": "en"}, ["dataset_config='en'", "no configurations"]),
+        ({"dataset_revision": "v1"}, ["dataset_revision='v1'", "leave --dataset-revision out"]),
+        ({"dataset": "text.txt", "dataset_split": "test"}, ["dataset_split='test'", "leave --dataset-split out"]),
+        ({"dataset": "embedded", "dataset_config": "en"}, ["dataset_config='en'", "leave --dataset-config out"]),
+        ({"dataset": "nobody/none", "dataset_config": "en"}, ["'nobody/none'", "config 'en'", "split 'train'"]),
+    ],
+)
+def test_a_part_of_a_data_set_that_is_not_there(given: dict, said: list[str], folder: Path, refusal) -> None:
+    """The option, its value, and what there is."""
+    source = given.get("dataset", "parts")
+    path = folder / source if (folder / source).exists() else source
+    line = refusal("l1_crosscoder", **{**given, "dataset": path})
     for part in said:
         assert part in line
 

@@ -228,6 +228,7 @@ def _measure(trainer: Trainer, run: RunOptions, name: str, spent: TimeSpent | No
         "step": trainer.state.step,
         "tokens": trainer.state.tokens,
         **{f"training_tokens/{name}": n for name, n in attrs.asdict(read).items()},
+        **({"bad_rows": trainer.state.cursor.get("bad_rows", 0)} if run.skip_bad_rows else {}),
         **evaluation.finite(),
         **({} if spent is None else {"tokens_per_second": spent.tokens_per_second, "time": spent.shares}),
     }
@@ -239,6 +240,8 @@ def _measure(trainer: Trainer, run: RunOptions, name: str, spent: TimeSpent | No
     if not run.quiet:
         print_evaluation(evaluation, f"{name} after {trainer.state.tokens:,} tokens, on held-out text")
         print(f"Training, {read}")
+        if run.skip_bad_rows:
+            print(f"Bad rows that were left out of the training text: {summary['bad_rows']:,}")
         print(f"\nThe coder is in {directory / CODER}; to load it:\n\n    import crosscode")
         print(f"    coder = crosscode.load({str(directory / CODER)!r})")
         print("    latents = coder.encode(activations)  # raw ones\n")

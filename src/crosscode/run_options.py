@@ -22,7 +22,7 @@ from crosscode.data import (
     load_language_model,
 )
 from crosscode.data.harvester import sequences_that_fit
-from crosscode.data.text_files import looks_local
+from crosscode.data.text_folders import looks_local
 from crosscode.errors import DAMAGE, BadInput
 from crosscode.models import SparseCoder
 from crosscode.run_files import CHECKPOINTS, NULL, write_json
@@ -53,8 +53,14 @@ class RunOptions:
         hookpoints: where activations are harvested, in TransformerLens names; a transcoder's are `reads` and `writes`.
         reads: hookpoints a transcoder reads; empty to reconstruct `hookpoints` from themselves.
         writes: hookpoints a transcoder writes.
-        dataset: `embedded`, a hub data set (streamed), or local .parquet, .jsonl or .txt files or folders.
+        dataset: `embedded`, a hub data set (streamed), or a local .parquet, .arrow, .jsonl, .json or .txt file (the
+            last three also in .gz or .zst), a folder of them, or a pattern such as `'folder/**/*.jsonl'`.
+        dataset_config: configuration of the data set, such as `en` of `allenai/c4`.
+        dataset_split: split of the data set; `train`, or its only one, if not given. What is held out of it for the
+            final figures is a twentieth of that split.
+        dataset_revision: branch, tag or commit of the data set.
         text_column: column of the text in the data set.
+        skip_bad_rows: leave out rows that cannot be read as text, and count them, instead of ending with the first.
         epochs: after how often the text was read training ends, if it has not; none reads it as often as needed.
         sequence_length: tokens of a sequence.
         drop_first: the first positions of a sequence, which no activation is taken from (position 0 is an attention
@@ -109,7 +115,11 @@ class RunOptions:
     reads: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
     dataset: str = "embedded"
+    dataset_config: str | None = None
+    dataset_split: str | None = None
+    dataset_revision: str | None = None
     text_column: str = "text"
+    skip_bad_rows: bool = False
     epochs: int | None = None
     sequence_length: int = 256
     drop_first: int = 1
@@ -209,6 +219,10 @@ class RunOptions:
             models[0],
             sequence_length=self.sequence_length,
             text_column=self.text_column,
+            dataset_config=self.dataset_config,
+            dataset_split=self.dataset_split,
+            dataset_revision=self.dataset_revision,
+            skip_bad_rows=self.skip_bad_rows,
             split=split,
             seed=self.seed,
         )

@@ -257,7 +257,7 @@ class Cursor:
     """Where the next batch begins: `offset` tokens into a unit of an epoch, and from where to read the text for it.
 
     `tokens_read` counts the blocks from the first to that of the unit, if anything of the unit was served; blocks of
-    every epoch.
+    every epoch. `bad_rows` of the text were left out until there, each counted in one epoch only.
     """
 
     epoch: int = 0
@@ -265,10 +265,12 @@ class Cursor:
     offset: int = 0
     place: Place | None = None
     tokens_read: TokenCounts = attrs.field(factory=TokenCounts)
+    bad_rows: int = 0
 
     @classmethod
     def of(cls, cursor: Mapping[str, Any]) -> "Cursor":
         counts: dict[str, Any] = {name: cursor.get(name) for name in ("epoch", "offset", "unit")}
+        counts["bad_rows"] = cursor.get("bad_rows", 0)
         place, read = cursor.get("place"), cursor.get("tokens_read", {})
         if (
             not set(cursor) <= {*counts, "place", "tokens_read"}
@@ -330,10 +332,12 @@ class Block:
     Attributes:
         counts: by reason.
         not_finite: where one was whose activations are not finite.
+        bad_rows: of the epoch's text, left out until the block's end.
     """
 
     counts: TokenCounts = attrs.field(factory=TokenCounts)
     not_finite: str | None = None
+    bad_rows: int = 0
 
 
 def _batches(loader: Dataloader, at: Cursor, stopped: Callable[[], bool]) -> Generator[tuple[Batch, Cursor]]:
@@ -345,6 +349,7 @@ def _batches(loader: Dataloader, at: Cursor, stopped: Callable[[], bool]) -> Gen
         from_the_start, n_epoch = at.unit == 0 and at.offset == 0, 0
         for ring_RMPD, slots_N, place, block in _units(loader, at, stopped):
             n_epoch += len(slots_N)
+            at.bad_rows = max(at.bad_rows, block.bad_rows)  # an epoch meets again those of the one before
             if at.offset == 0:  # else it was counted before the cursor was taken
                 at.tokens_read += block.counts
                 at.tokens_read.check(block.not_finite)
@@ -410,6 +415,7 @@ def _units(
             which_N, index_N = unit_order(n_previous, n_current, loader.seed, epoch, block)
             # Block u lies in half u % 2 of the ring: 1 in `which_N` is this block, 0 the one before.
             slots_N = ((which_N + block + 1) % 2) * R + index_N
+            left_out = attrs.evolve(left_out, bad_rows=sequences.bad_rows)
             yield ring_RMPD, slots_N, sequences.place_of(max(block - 1, 0) * h * H), left_out
         if not more:
             return

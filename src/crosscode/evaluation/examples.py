@@ -97,9 +97,7 @@ def find_examples(
     )
 
 
-def _values(
-    coder: SparseCoder, data: Dataloader, text: Text, latents_E: Int[Tensor, " E"]
-) -> Float[Tensor, "H S E"]:
+def _values(coder: SparseCoder, data: Dataloader, text: Text, latents_E: Int[Tensor, " E"]) -> Float[Tensor, "H S E"]:
     """Activations where the text was written; 0 at tokens that are left out."""
     values_HSE = torch.zeros(*text.kept_HS.shape, len(latents_E))
     if len(text.acts_NMPD):
@@ -142,7 +140,6 @@ class _Best:
         values_ECW = torch.cat([self.values_EKW, values_HEW.transpose(0, 1)], dim=1)
         self.tokens_EKW = tokens_ECW[rows_E1, kept_EK].masked_fill(none_EK1, -1)
         self.values_EKW = values_ECW[rows_E1, kept_EK].masked_fill(none_EK1, 0.0)
-
 
     def leave_out(self, other: "_Best") -> None:
         """Drop what is among another's."""

@@ -421,4 +421,3 @@ def _splices(ablation: Ablation, models: tuple[ModelSplices, ...]) -> dict[str, 
             for name, value in attrs.asdict(figures).items():
                 found[f"splice/{ablation}/{of.model}/{place}/{name}"] = value
     return found
-

@@ -181,7 +181,9 @@ def facts(run: SavedRun) -> Iterator[tuple[str, str]]:
     else:
         yield "hookpoints", ", ".join(run.hookpoints)
     if options:
-        yield "text", f"{options['dataset']}, {options['sequence_length']} tokens a sequence"
+        parts = [options[name] for name in ("dataset", "dataset_config", "dataset_split") if options.get(name)]
+        bad = f", {run.summary['bad_rows']:,} bad rows left out" if "bad_rows" in run.summary else ""
+        yield "text", f"{' '.join(parts)}, {options['sequence_length']} tokens a sequence{bad}"
     if "tokens" in run.summary:
         batch = f", {options['batch_size'] * options['accumulate']:,} a step" if options else ""
         yield "trained on", f"{run.summary['tokens']:,} tokens in {run.summary['step']:,} steps{batch}"
