@@ -42,7 +42,6 @@ import crosscode.callbacks.checkpoint
 import crosscode.data.cache
 import crosscode.evaluation.full
 import crosscode.run
-import crosscode.training.calibration
 import crosscode.training.trainer
 from crosscode.data import ActivationCache
 from crosscode.penalties import AuxK
@@ -126,7 +125,7 @@ class Suite:
     def kill_after_training(self, row: Row, times: int) -> None:
         """In each of the things that come after the last step: what goes on makes no step again."""
         moments: dict[str, Meddle] = {
-            "the calibration": dies_in(crosscode.training.calibration, "first_tokens", after=2),
+            "the calibration": dies_in(crosscode.training.trainer, "calibrate"),
             "saving the coder": kill_inside(crosscode.run, "save", self.rng.randrange(1, 5), None),
             "the evaluation": dies_in(crosscode.evaluation.full, "splice"),
             "saving the evaluation": kill_inside(crosscode.run, "_measure", self.rng.randrange(1, 5), None),

@@ -69,6 +69,7 @@ class Checkpoint:
         """A checkpoint of the last step, from which thresholds can be calibrated again."""
         if any(each.model.activation.needs_calibration for each in self._trainers):
             self._save_after(trainer)
+            self.wait()
 
     def on_finish(self, trainer: Trainer) -> None:
         """The last checkpoint, with calibrated thresholds."""

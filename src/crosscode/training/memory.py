@@ -165,7 +165,6 @@ def estimate(trainer: Trainer, data: Dataloader, device: torch.device) -> Estima
         Part("batches read ahead", data.batches_ahead * B * per_token, "in a step", "a smaller --ahead"),
         Part("shuffle buffers of both splits", 2 * ring, "at the end", buffer),
         Part("measuring", harvest + 2 * B * per_token, "at the end", "a smaller --batch-size"),
-        Part("a checkpoint being written", n_bytes + kept, "at the end", latents),
         Part(f"{CHECKPOINTS} checkpoints", CHECKPOINTS * (n_bytes + kept), "on disk", "an --output with more room"),
     )
     return Estimate(parts, device)
