@@ -152,7 +152,7 @@ MLP_OUT = [f"blocks.{i}.hook_mlp_out" for i in range(4)]
         ("l1_crosscoder", {"device": "abacus"}, ["abacus"]),
         ("l1_crosscoder", {"models": ["./nowhere"]}, ["./nowhere"]),
         ("l1_crosscoder", {"models": ["embedded:bsae"]}, ["bsae", "'base'"]),
-        ("l1_crosscoder", {"resume": True}, ["resume", "no whole checkpoint"]),
+        ("l1_crosscoder", {"resume": True}, ["resume", "does not exist"]),
         ("l1_crosscoder", {"n_latens": 3}, ["--n-latens", "'--n-latents'"]),
         ("l1_crosscoder", {"checkpoint_every": 0}, ["every=0", "at least 1"]),
         ("l1_crosscoder", {"log_every": 0}, ["every=0", "at least 1"]),

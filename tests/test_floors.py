@@ -13,7 +13,7 @@ PACKAGE = Path(crosscode.__file__).parent
 FLOORS = [
     (
         *("errors", "checks", "module", "shapes", "batch", "kernels", "latents", "schedulers", "phases"),
-        *("command_line", "run_files", "protocols", "finite"),
+        *("command_line", "run_files", "protocols", "finite", "order"),
     ),
     ("activations",),
     ("models",),

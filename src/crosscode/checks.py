@@ -104,6 +104,13 @@ def usable_device(device: str | torch.device) -> torch.device:
     return found
 
 
+def latents_of_coder(name: str, latents: slice, n_latents: int) -> None:
+    """A range of a coder's latents, or a line that says that it is of a larger coder: Python would cut it short."""
+    for bound in (latents.start, latents.stop):
+        if bound is not None and not -n_latents <= bound <= n_latents:
+            raise BadInput(f"{name}={latents!r} is no range of the coder's n_latents={n_latents}.")
+
+
 def contiguous(name: str, latents: slice) -> None:
     """A slice without a step, or a line that says which argument was not."""
     if not isinstance(latents, slice) or latents.step not in (None, 1):

@@ -62,7 +62,10 @@ from crosscode.run_files import (
     write_provenance,
 )
 from crosscode.run_folder import (
+    RECIPE,
+    check_null,
     check_output,
+    check_resumed,
     made_and_locked,
     refuse_cut_short,
     saying_how_to_resume,
@@ -113,8 +116,10 @@ def run_beside_null(factory: Callable[..., Trainer], run: RunOptions, scheme: Ma
     trainer, null_trainer = (factory(each, **scheme) for each in (run, null_run))  # bad input is told before training
     if not diffs_models(trainer.model):
         raise BadInput(f"null={run.null!r}: {name} does not write two models side by side.")
-    if not null_run.resume:
-        refuse_cut_short(null_run.directory(name))
+    if null_run.resume:
+        check_null(null_trainer, null_run.directory(name))
+    else:
+        refuse_cut_short(null_run.directory(name), name)
     summary = run_recipe(trainer, run, name)
     torch.manual_seed(run.seed)
     run_recipe(null_trainer, null_run, name)
@@ -184,14 +189,14 @@ def run_recipe(trainer: Trainer, run: RunOptions, name: str) -> dict[str, Any]:
     )
     trainer.held_out = held_out_of(trainer.model, run)
     with made_and_locked(directory, trainer):
-        take_up(trainer, directory, run.resume, run.resume_changed)
+        take_up(trainer, directory, name, run.resume, run.resume_changed)
         if not run.resume:
             delete_checkpoints(directory / CHECKPOINTS)  # of a complete run, which this one replaces …
             shutil.rmtree(directory / NULL, ignore_errors=True)  # … and of its null, which is not this one's
         (directory / SUMMARY).unlink(missing_ok=True)
         with writing(directory):
             run.write(directory / OPTIONS)
-            write_json(directory / CONFIGURATION, describe(trainer))
+            write_json(directory / CONFIGURATION, {RECIPE: name, **describe(trainer)})
         first_step = trainer.state.step
         if not run.quiet:
             begin = f"measuring scales on {run.init_tokens:,} tokens first"
@@ -288,6 +293,8 @@ def main(factory: Callable[..., Trainer], arguments: Sequence[str] | None = None
         run, scheme = read_options(factory, arguments)
         run.check_like(inspect.signature(factory).parameters["run"].default)
         check_output(run.directory(factory.__name__))
+        if run.resume:
+            check_resumed(run.directory(factory.__name__), factory.__name__, run.resume_changed)
         check_project("WANDB_PROJECT", os.environ.get("WANDB_PROJECT") or None)
         memory = memory_of(factory, run, scheme)
         free = free_bytes(memory.device), free_disk(run.directory(factory.__name__))

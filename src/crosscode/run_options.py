@@ -94,7 +94,7 @@ class RunOptions:
         output: directory of the run; `runs/<recipe>` if not given.
         resume: continue from the newest checkpoint in `output`.
         resume_changed: with `resume`, the fields of the configuration that are meant to differ from those of the
-            checkpoint, as the refusal lists them: `lr.value`, or `lr` for all below it.
+            checkpoint, as the refusal lists them: `lr.value`, or `lr` for all below it; `recipe` if it was renamed.
         log_every: steps between rows of curves.
         checkpoint_every: steps between checkpoints.
         checkpoint_keep: how many of the newest checkpoints stay.

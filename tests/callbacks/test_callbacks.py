@@ -256,6 +256,33 @@ def test_a_resumed_run_goes_on_in_the_same_wandb_run(tmp_path: Path) -> None:
     assert len({*ids()}) == 2
 
 
+@pytest.mark.parametrize("folder", ["new/deep", None])
+def test_wandb_makes_its_folder_or_needs_none(folder: str | None, tmp_path: Path, monkeypatch) -> None:
+    """One that does not exist yet is made, with the run's id in it; without one wandb chooses, and nothing is kept."""
+    import wandb
+
+    given: dict[str, Any] = {}
+
+    class Run:
+        id = "ours"
+
+        def log(self, *args: Any, **kwargs: Any) -> None:
+            """Into nothing."""
+
+        def finish(self) -> None:
+            """Nothing to end."""
+
+    def init(**arguments: Any) -> Run:
+        given.update(arguments)
+        return Run()
+
+    monkeypatch.setattr(wandb, "init", init)
+    directory = None if folder is None else tmp_path / folder
+    a_trainer(Log([WeightsAndBiases("offline", directory=directory)], every=1), num_steps=2).train()
+    assert given["dir"] == (None if directory is None else str(directory))
+    assert directory is None or (directory / "wandb_id.txt").read_text() == "ours\n"
+
+
 def test_rows_wait_for_room_on_the_disk(tmp_path: Path) -> None:
     """A full disk costs one warning; once there is room, every row is there once, and none is half written."""
     import resource

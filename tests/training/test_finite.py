@@ -78,6 +78,24 @@ def test_what_is_measured_on_is_looked_at_too(value: float) -> None:
             measured()
 
 
+class OneRead(Sites):
+    """One hookpoint is read, which has no axis, and two are written."""
+
+    model_names = ("base",)
+    reads = "blocks.1"
+    writes = ("blocks.2", "blocks.3")
+
+
+@pytest.mark.parametrize("bad", ["inputs", "targets"])
+def test_a_single_hookpoint_is_named_whole(bad: str) -> None:
+    """Not by its first letter; and what is written has names of its own."""
+    x_BD, y_BPD = a_batch().inputs_BXiDi.clone(), a_batch(2).inputs_BXiDi.clone()
+    (x_BD if bad == "inputs" else y_BPD[:, 1])[3, 0] = float("nan")
+    place = "base blocks.1" if bad == "inputs" else "base blocks.3"
+    with pytest.raises(NumericalError, match=f"step 2: the data's {bad} at {place} are not finite in 1 of 16 tokens"):
+        check_batch(2, Batch(x_BD, y_BPD), OneRead())
+
+
 def test_a_target_is_told_from_an_input() -> None:
     """A transcoder reads one site and writes another."""
     x_BD, y_BD = a_batch().inputs_BXiDi, a_batch().inputs_BXiDi.clone()

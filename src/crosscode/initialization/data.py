@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import attrs
 import torch
@@ -14,6 +14,7 @@ from crosscode.checks import count, instance, one_of
 from crosscode.errors import BadInput, NumericalError
 from crosscode.finite import fault_of
 from crosscode.models import SparseCoder
+from crosscode.order import Effect
 from crosscode.shapes import Dims, real_coordinates
 
 BLOCK = 1 << 26  # bytes: what is larger than half of it is no part of the C library's heap
@@ -137,6 +138,7 @@ class NormalizeActivations:
             makes the total variance D (after Minder et al. 2025).
     """
 
+    effect: ClassVar[Effect] = Effect(sets={"scales"})
     n_tokens: int = 100_000
     kind: Normalization = "mean_norm"
 
@@ -207,6 +209,7 @@ class DecoderBias:
         n_tokens: how many tokens it is measured on.
     """
 
+    effect: ClassVar[Effect] = Effect(reads={"scales"}, sets={"decoder bias"})
     centre: Centre = "mean"
     n_tokens: int = 20_000
 
@@ -219,10 +222,15 @@ class DecoderBias:
         per_number = 4 + 4 + (8 if self.centre == "mean" else 16)
         return per_number * self.n_tokens * coder.shift_out_XoDo.numel()
 
-    @torch.no_grad()
-    def __call__(self, coder: SparseCoder, data: Iterable[Batch]) -> None:
+    def check_coder(self, coder: SparseCoder) -> None:
+        """Raise `BadInput` for a coder without what is set."""
         if coder.decoder.b_dec_XoDo is None:
             raise BadInput("DecoderBias needs a decoder with a bias.")
+
+    @torch.no_grad()
+    def __call__(self, coder: SparseCoder, data: Iterable[Batch]) -> None:
+        self.check_coder(coder)
+        assert coder.decoder.b_dec_XoDo is not None
         y_NXoDo = scaled_targets(coder, data, self.n_tokens)
         centre_XoDo = y_NXoDo.double().mean(0)
         if self.centre == "geometric_median":
