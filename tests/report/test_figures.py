@@ -95,7 +95,12 @@ def test_a_curve_of_one_site_is_drawn_once() -> None:
 
 @pytest.mark.parametrize(
     ("values", "prefix", "logarithmic"),
-    [((1.0, 8.1), "loss", True), ((1.0, 8.0), "loss", False), ((0.0, 9.0), "loss", False), ((1, 9.0), "lambda/", False)],
+    [
+        ((1.0, 8.1), "loss", True),
+        ((1.0, 8.0), "loss", False),
+        ((0.0, 9.0), "loss", False),
+        ((1, 9.0), "lambda/", False),
+    ],
 )
 def test_a_wide_range_is_drawn_on_a_logarithmic_axis(values: Any, prefix: str, logarithmic: bool) -> None:
     """Beyond a factor of 8 and above 0; weights that ramp from 0 are not. Ticks are written out."""
