@@ -20,7 +20,6 @@ from crosscode.errors import BadInput, close_match
 from crosscode.evaluation.measures import read_names, site_names
 from crosscode.evaluation.text import Text, read_text
 from crosscode.models import SparseCoder
-from crosscode.module import in_eval_mode
 
 Ablation = Literal["zero", "mean"]
 
@@ -131,13 +130,19 @@ def splice(
         raise BadInput(f"ablation {ablation!r} is not one of zero, mean.{close_match(ablation, get_args(Ablation))}")
     _check_shapes(coder, data)
     models = [_spliceable(model) for model in data.harvester.models]
-    with in_eval_mode(coder), torch.no_grad():
-        ablated_MPD = _mean_activations(data, n_tokens) if ablation == "mean" else _zeros(data)
-        sums_M = [_ModelSums() for _ in models]
-        for text in (_Text(data, text) for text in read_text(data, n_tokens)):
-            recon_NMPD = text.reconstruct(coder, text.acts_NMPD)
-            for m, model in enumerate(models):
-                sums_M[m].add(model, text, _runs(coder, text, m, recon_NMPD, ablated_MPD))
+    was_training = coder.training
+    coder.eval()
+    try:
+        with torch.no_grad():
+            ablated_MPD = _mean_activations(data, n_tokens) if ablation == "mean" else _zeros(data)
+            sums_M = [_ModelSums() for _ in models]
+            for text in (_Text(data, text) for text in read_text(data, n_tokens)):
+                recon_NMPD = text.reconstruct(coder, text.acts_NMPD)
+                for m, model in enumerate(models):
+                    runs = _runs(coder, text, m, recon_NMPD, ablated_MPD)
+                    sums_M[m].add(model, text, runs)
+    finally:
+        coder.train(was_training)
     if sums_M[0].n_spliced == 0:
         raise BadInput("nothing is left of the text after masking: see drop_special, drop_first, max_norm_multiple.")
     return tuple(sums.result(name, _written(data)) for name, sums in zip(data.model_names, sums_M))
