@@ -111,6 +111,31 @@ def test_the_bound_holds_in_the_worst_case() -> None:
         assert found[0].indices_N.tolist() == [3] * B
 
 
+def test_it_is_used_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a number of rows and of weights on, in float32 on a CPU that multiplies bfloat16, and nowhere else."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    rows, columns = screening.LEAST_ROWS, 8192
+    inputs = screening.LEAST_WEIGHTS // columns
+    x_BI, W_IL = torch.empty(rows, inputs), torch.empty(inputs, columns)
+    assert screening.pays(x_BI, W_IL, 32)
+    assert screening.pays(x_BI, W_IL, 128)  # groups of 8, of whose maxima there are 8 times as many as are kept
+    refused = [
+        (x_BI[1:], W_IL, 32),
+        (x_BI[:, 1:], W_IL[1:], 32),
+        (x_BI, W_IL, 129),
+        (x_BI.double(), W_IL, 32),
+        (x_BI, W_IL.bfloat16(), 32),
+        (x_BI.to("meta"), W_IL.to("meta"), 32),
+        (x_BI, torch.empty(inputs, columns + 1), 32),
+    ]
+    for given in refused:
+        assert not screening.pays(*given)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not screening.pays(x_BI, W_IL, 32)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert not screening.pays(x_BI, W_IL, 32)
+
+
 def test_a_coder_is_the_same_with_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
     """Latents, reconstructions and gradients, with weights that float32 rounds."""
     generator = torch.Generator().manual_seed(0)

@@ -81,7 +81,7 @@ def _sample_rows(left_BO: Tensor, right_LO: Tensor, pattern: Pattern) -> Tensor:
         sampled: Tensor = torch.sparse.sampled_addmm(zeros, left_BO, right_LO.t(), beta=0.0)
         return sampled.values()
     out_N = left_BO.new_empty(len(pattern))
-    step = max(1, (1 << 20) // max(1, left_BO.shape[1]))  # so that the gathered rows stay in cache
+    step = max(1, (1 << 20) // left_BO.shape[1])  # so that the gathered rows stay in cache
     for start in range(0, len(pattern), step):
         part = slice(start, start + step)
         left_nO = left_BO.index_select(0, pattern.rows_N[part])
