@@ -128,8 +128,8 @@ def test_it_is_used_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
         (x_BI.to("meta"), W_IL.to("meta"), 32),
         (x_BI, torch.empty(inputs, columns + 1), 32),
     ]
-    for given in refused:
-        assert not screening.pays(*given)
+    for arguments in refused:
+        assert not screening.pays(*arguments)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert not screening.pays(x_BI, W_IL, 32)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
