@@ -12,7 +12,7 @@ from crosscode.batch import Batch
 from crosscode.checks import at_least, at_most, count, positive, share
 from crosscode.errors import BadInput
 from crosscode.evaluation import CutOffs, LatentScaling, compared, exclusivity
-from crosscode.evaluation.full import Evaluation, _decoders, _exclusive
+from crosscode.evaluation.full import Evaluation, _decoders, _exclusive, worth_looking_at
 from crosscode.latents import Latents
 from crosscode.metrics import Dead, DecoderCosine, DecoderNormRatio, Density, measure
 from crosscode.models import DenseDecoder, DenseEncoder, SparseCoder, Trace, sae
@@ -289,6 +289,14 @@ def test_percentiles_and_cut_offs_may_be_their_bounds() -> None:
         for value in (-0.01, 1.01):
             with pytest.raises(BadInput, match=f"{name}={value}"):
                 CutOffs(**{name: value})
+
+
+def test_as_many_latents_as_are_asked_for_are_all_worth_looking_at() -> None:
+    """Of three that fired, three are all; of two, one is the most one-sided and one of the others."""
+    latents = {"count_L": torch.tensor([4, 0, 2, 9]), "relative_norm_L": f64([0.5, 0.9, 0.6, 0.3])}
+    assert worth_looking_at(latents, 3).tolist() == [0, 2, 3]
+    assert worth_looking_at(latents, 4).tolist() == [0, 2, 3]
+    assert worth_looking_at(latents, 2).tolist() == [2, 3]
 
 
 # --- checks of arguments
