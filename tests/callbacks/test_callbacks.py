@@ -238,24 +238,6 @@ def test_a_wandb_that_hangs_holds_nothing_up(tmp_path: Path, monkeypatch: pytest
     assert len(rows(tmp_path / "curves.jsonl")) == 10
 
 
-def test_a_resumed_run_goes_on_in_the_same_wandb_run(tmp_path: Path) -> None:
-    """One id; a run that begins anew has another."""
-
-    def ids() -> list[str]:
-        return sorted(folder.name.rsplit("-", 1)[1] for folder in (tmp_path / "wandb").glob("offline-run-*"))
-
-    trainer = a_trainer(num_steps=2)
-    for num_steps in (2, 4):
-        trainer.num_steps = num_steps
-        trainer.callbacks = [Log([WeightsAndBiases("offline", directory=tmp_path)], every=1)]
-        trainer.train()
-        time.sleep(1.1)  # wandb's folders are named by the second
-    assert len(ids()) == 2
-    assert len({*ids()}) == 1
-    a_trainer(Log([WeightsAndBiases("offline", directory=tmp_path)], every=1), num_steps=1).train()
-    assert len({*ids()}) == 2
-
-
 def test_rows_wait_for_room_on_the_disk(tmp_path: Path) -> None:
     """A full disk costs one warning; once there is room, every row is there once, and none is half written."""
     import resource
