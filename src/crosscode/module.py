@@ -1,5 +1,7 @@
 """`@module`: attrs for `nn.Module`s. The attrs fields of a module are its spec, which is what gets saved."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 
 import attrs
@@ -31,6 +33,17 @@ def module(cls: ModuleType) -> ModuleType:
 def evolve(part: Part, **changes: Any) -> Part:
     """A new module with the same fields but for the changes; its parameters start afresh."""
     return attrs.evolve(part, **changes)  # type: ignore[misc]  # attrs knows `@module`'s classes, mypy does not
+
+
+@contextmanager
+def in_eval_mode(part: nn.Module) -> Iterator[None]:
+    """A module in eval mode for a while; its mode is put back, whatever happens meanwhile."""
+    was_training = part.training
+    part.eval()
+    try:
+        yield
+    finally:
+        part.train(was_training)
 
 
 def fields_of(part: object) -> tuple[Field, ...]:

@@ -379,3 +379,25 @@ def test_importing_the_data_path_imports_no_heavy_library():
     )
 
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_harvest_is_in_the_models_precision_on_the_models_device(saved_model, monkeypatch, device, dtype):
+    """Also off the CPU, where the buffer is another; seen on a device that computes nothing."""
+    model = load_language_model(str(saved_model("Llama")), dtype=dtype)
+    names = ["blocks.0.hook_resid_post", "blocks.1.mlp.hook_post"]  # of unequal width: padded
+    monkeypatch.setattr(model, "device", torch.device(device))
+
+    def passing(tokens_HS, hooks):
+        for name, hook_fn in hooks:
+            hook_fn(torch.ones(*tokens_HS.shape, model.width(name), dtype=dtype, device=device))
+
+    monkeypatch.setattr(model, "_run", passing)
+
+    acts_HSPD = model.harvest(TOKENS_HS, names)
+
+    assert (acts_HSPD.dtype, acts_HSPD.device.type) == (dtype, device)
+    assert acts_HSPD.shape == (*TOKENS_HS.shape, 2, max(map(model.width, names)))
+    if device == "cpu":
+        assert [int(acts_SD.any(0).sum()) for acts_SD in acts_HSPD[0].unbind(1)] == list(map(model.width, names))

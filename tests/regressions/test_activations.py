@@ -114,6 +114,19 @@ def test_thresholds_survive_half_precision(dtype: torch.dtype) -> None:
         assert converted.threshold.item() == 1 / 3
 
 
+@pytest.mark.parametrize("parametrisation", ["log", "raw"])
+def test_rescaling_keeps_the_precision_of_thresholds(parametrisation: str) -> None:
+    """Of float64 they stay float64; of float32 float32."""
+    a_L = f64([1 / 3, 3.0])
+    jumprelu = JumpReLU(2, 0.7, parametrisation=parametrisation).double()
+    jumprelu.set_threshold_(f64([0.1, 0.7]))
+    for activation in (jumprelu, PerSite([jumprelu, JumpReLU(2).double()])):
+        scaled = activation.rescaled(a_L.repeat(len(activation.threshold_L) // 2))
+        assert scaled.threshold_L.dtype == torch.float64
+        torch.testing.assert_close(scaled.threshold_L[:2], f64([0.1 / 3, 2.1]), rtol=1e-15, atol=0)
+    assert JumpReLU(2).rescaled(a_L.float()).threshold_L.dtype == torch.float32
+
+
 def test_folding_and_copying_do_not_round_the_inference_threshold() -> None:
     """A float32 coder's running threshold is float64, and stays so in its export and its copy."""
     import copy

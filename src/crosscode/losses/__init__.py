@@ -122,5 +122,6 @@ class MatryoshkaSquaredError:
         total = trace.error_BXoDo.new_zeros(())
         for n in self.prefixes:
             recon_BXoDo = model.reconstruct(latents.prefix(n), trace.inputs_BXiDi)
-            total = total + (trace.targets_BXoDo - recon_BXoDo).square().sum() / len(trace)
+            error_BXoDo = (trace.targets_BXoDo - recon_BXoDo).to(total.dtype)
+            total = total + error_BXoDo.square().sum() / len(trace)
         return total / len(self.prefixes) if self.reduction == "mean" else total
