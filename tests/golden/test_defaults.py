@@ -7,10 +7,15 @@ from typing import Any
 
 import attrs
 import pytest
+import torch
 
+from crosscode.evaluation import CutOffs
 from crosscode.training import ClipNorm
 
-FOLDERS = ("activations", "models", "penalties", "losses", "initialization", "metrics", "schedulers", "training")
+FOLDERS = (
+    *("activations", "models", "penalties", "losses", "initialization", "metrics", "schedulers", "training"),
+    *("data", "evaluation", "callbacks"),
+)
 ALL = slice(None)
 DEFAULTS: dict[str, dict[str, Any]] = {
     "activations.BatchTopK": {
@@ -75,6 +80,54 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "training.load_checkpoint": {"changed": ()},
     "training.save_checkpoint": {"keep": 2},
     "training.write_checkpoint": {"keep_every": None},
+    "data.ActivationCache": {"max_bytes": None, "dtype": None},
+    "data.Dataloader": {
+        **{"batch_size": 2048, "shuffle_buffer": 65_536, "seed": 0, "squeeze": False, "dtype": torch.float32},
+        **{"reads": None, "writes": None, "epochs": None, "ahead": None},
+    },
+    "data.Harvest": {"not_finite": None},
+    "data.Harvester": {
+        **{"sequences_at_once": 8, "drop_special": True, "drop_first": 1, "max_norm_multiple": 10.0},
+        **{"skip_not_finite": False, "cache": None},
+    },
+    "data.TokenCounts": {"kept": 0, "first_positions": 0, "special": 0, "not_finite": 0, "outliers": 0},
+    "data.TokenSequences": {
+        **{"sequence_length": 128, "text_column": "text", "split": "train", "held_out_every": 20, "short": "drop"},
+        **{"seed": 0, "shuffle_sequences": 2048, "skip_bad_rows": False},
+        **{"dataset_config": None, "dataset_split": None, "dataset_revision": None},
+    },
+    "data.load_language_model": {"revision": None, "device": "cpu", "dtype": torch.float32},
+    "evaluation.Compared": {"tokens": None},
+    # Minder et al. 2025: nu_error .2, nu_recon .5, and the classical bin from .9 on
+    "evaluation.CutOffs": {"relative_norm": 0.9, "nu_error": 0.2, "nu_recon": 0.5},
+    "evaluation.Evaluation": {"scaling": None, "examples": None, "logits": None, "texts": {}},
+    "evaluation.Exclusivity": {"pair_tokens": None, "null_tokens": None},
+    "evaluation.LatentScaling.specific_L": {"nu_error": 0.2, "nu_recon": 0.5},
+    "evaluation.LatentScaling.verdicts": {"candidates": 0.9, "nu_error": 0.2, "nu_recon": 0.5},
+    "evaluation.LatentScaling.verdicts_L": {"nu_error": 0.2, "nu_recon": 0.5},
+    "evaluation.attribute_logits": {"k": 8},
+    "evaluation.evaluate": {"n_tokens": 50_000},
+    "evaluation.exclusivity": {"percentile": 99.0, "nu_error": 0.2, "nu_recon": 0.5},
+    "evaluation.find_examples": {
+        **{"n_strongest": 6, "n_random": 2, "n_tokens": 50_000, "before": 16, "after": 8, "seed": 0},
+    },
+    "evaluation.full_evaluation": {
+        **{"n_tokens": 30_000, "splice_tokens": 5_000, "ablations": ("zero", "mean"), "cut_offs": CutOffs()},
+        **{"example_latents": 1_000, "dead_L": None},
+    },
+    "evaluation.latent_scaling": {"n_tokens": 50_000, "subtract_bias": False, "models": None},
+    "evaluation.splice": {"n_tokens": 50_000, "ablation": "zero"},
+    "callbacks.Checkpoint": {"every": 1000, "keep": 2, "keep_every": None},
+    "callbacks.Console": {
+        "names": ("train/loss", "train/reconstruction", "train/l0/mean", "train/fvu/pooled", "train/dead"),
+        "stream": None,
+    },
+    "callbacks.Log": {"every": 50, "metrics": (), "samples_every": 500},
+    "callbacks.ProgressBar": {"every": 10, "seconds": 1.0},
+    "callbacks.TimeSpent": {"before": 0.0, "after": 0.0, "traced": None},
+    "callbacks.WeightsAndBiases": {
+        **{"mode": "offline", "project": None, "name": None, "directory": None, "hold": False, "patience": 60.0},
+    },
 }
 
 
@@ -101,7 +154,7 @@ def found() -> Iterator[tuple[str, dict[str, Any]]]:
                         if field.default not in none and not isinstance(field.default, attrs.Factory)
                     },
                 )
-                if name in ("SparseCoder", "Trace", "Trainer"):
+                if name in ("SparseCoder", "Trace", "Trainer", "LatentScaling"):
                     for method, of in vars(value).items():
                         function = getattr(of, "__func__", of)
                         if inspect.isfunction(function) and not method.startswith("_"):
