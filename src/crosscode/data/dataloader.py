@@ -25,6 +25,7 @@ from crosscode.batch import Batch
 from crosscode.data.ahead import ReadAhead
 from crosscode.data.documents import Place
 from crosscode.data.harvester import Harvest, Harvester
+from crosscode.data.language_model import check_context
 from crosscode.data.shuffle import unit_order
 from crosscode.data.token_sequences import TokenSequences
 from crosscode.errors import BadInput, close_match
@@ -101,7 +102,7 @@ class Dataloader:
             the shuffle buffer.
 
     Raises:
-        BadInput: batch larger than the shuffle buffer or than the data, unknown `reads` or `writes`, nothing left
+        BadInput: sequences beyond the context of any of the models, batch larger than the shuffle buffer or than the data, unknown `reads` or `writes`, nothing left
             after masking, a cursor that is none.
     """
 
@@ -133,6 +134,8 @@ class Dataloader:
             )
         if self.reads is None and self.writes is not None:
             raise BadInput(f"writes={self.writes!r} needs reads: which hookpoints is it computed from?")
+        for model in self.harvester.models:
+            check_context(model, self.sequences.sequence_length)
         inputs = self._sites("reads", self.reads)
         object.__setattr__(self, "_inputs", inputs)
         object.__setattr__(self, "_targets", inputs if self.writes is None else self._sites("writes", self.writes))

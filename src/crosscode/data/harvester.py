@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from crosscode.data.cache import ActivationCache
-from crosscode.data.language_model import LanguageModel, one_at_a_time
+from crosscode.data.language_model import LanguageModel, check_embedding, check_ids, one_at_a_time
 from crosscode.data.token_sequences import PADDING, TokenSequence
 from crosscode.errors import BadInput
 from crosscode.phases import phase
@@ -71,7 +71,7 @@ class Harvester:
 
     Raises:
         BadInput: no or equal models or hookpoints, an unknown hookpoint, models with different vocabularies (the
-            differing tokens are named).
+            differing tokens are named), an embedding too small for its tokenizer.
     """
 
     models: tuple[LanguageModel, ...] = attrs.field(converter=_tuple_of_models)
@@ -100,6 +100,8 @@ class Harvester:
             raise BadInput(f"max_norm_multiple={self.max_norm_multiple} must be greater than 1, or None.")
         for other in self.models[1:]:
             check_vocabularies(self.models[0], other)
+        for model in self.models:
+            check_embedding(model)
         _ = self.widths_MP  # an unknown hookpoint fails here, before any weight is read
 
     @cached_property
@@ -147,7 +149,13 @@ class Harvester:
 
     @torch.no_grad()
     def activations(self, tokens_HS: Int[Tensor, "H S"]) -> Float[Tensor, "H S M P D"]:
-        """Every activation, nothing masked; D is the widest, narrower ones are zero-padded."""
+        """Every activation, nothing masked; D is the widest, narrower ones are zero-padded.
+
+        Raises:
+            BadInput: a token id that one of the models has no row for.
+        """
+        for model in self.models:
+            check_ids(model, tokens_HS)
         acts_M = [self._activations_of(model, tokens_HS) for model in self.models]
         if len(acts_M) == 1:
             return acts_M[0].unsqueeze(2)

@@ -10,6 +10,8 @@ from typing import Any, Protocol, runtime_checkable
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from crosscode.errors import BadInput
+
 one_at_a_time = threading.RLock()
 """Held around every use of a model or a tokenizer: one thread may read ahead while another evaluates."""
 
@@ -85,3 +87,50 @@ class ReadOutModel(LanguageModel, Protocol):
     def unembedding(self) -> Float[Tensor, "D V"]:
         """The unembedding, with what the final norm does to a direction folded in, but for its division by the size."""
         ...
+
+
+@runtime_checkable
+class EmbeddingModel(LanguageModel, Protocol):
+    """A language model that says how many token ids it has rows for: more, or fewer, than its tokenizer's.
+
+    Attributes:
+        vocab_size: rows of the embedding.
+    """
+
+    @property
+    def vocab_size(self) -> int: ...
+
+
+def check_context(model: LanguageModel, sequence_length: int) -> None:
+    """Raises `BadInput` for sequences that are longer than a model takes."""
+    context = model.context_length
+    if context is not None and sequence_length > context:
+        raise BadInput(
+            f"sequence_length={sequence_length} is beyond the context of model {model.name!r}: {context} tokens."
+        )
+
+
+def check_embedding(model: LanguageModel) -> None:
+    """Raises `BadInput` for a tokenizer whose own tokens have no rows in the embedding.
+
+    Tokens that were added to it later may be without: they are refused when they come.
+    """
+    if isinstance(model, EmbeddingModel):
+        added = getattr(model.tokenizer, "get_added_vocab", dict)()
+        beyond = [token for token, id_ in model.vocabulary.items() if id_ >= model.vocab_size and token not in added]
+        if beyond:
+            raise BadInput(
+                f"model {model.name!r} has {model.vocab_size} rows in its embedding, and {len(beyond)} tokens of its "
+                f"tokenizer have ids beyond them, as {', '.join(map(repr, beyond[:3]))}: another model's tokenizer?"
+            )
+
+
+def check_ids(model: LanguageModel, tokens: Tensor) -> None:
+    """Raises `BadInput` for token ids that a model has no rows for."""
+    if isinstance(model, EmbeddingModel) and tokens.numel():
+        least, most = int(tokens.min()), int(tokens.max())
+        if least < 0 or most >= model.vocab_size:
+            raise BadInput(
+                f"token id {most if least >= 0 else least} is beyond the {model.vocab_size} rows of the embedding of "
+                f"model {model.name!r}: a token that was added to the tokenizer alone needs resize_token_embeddings."
+            )
