@@ -135,7 +135,7 @@ class Dataloader:
         if self.reads is None and self.writes is not None:
             raise BadInput(f"writes={self.writes!r} needs reads: which hookpoints is it computed from?")
         for model in self.harvester.models:
-            check_context(model, self.sequences.sequence_length)
+            check_context(model.name, model.context_length, self.sequences.sequence_length)
         inputs = self._sites("reads", self.reads)
         object.__setattr__(self, "_inputs", inputs)
         object.__setattr__(self, "_targets", inputs if self.writes is None else self._sites("writes", self.writes))

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from crosscode.data.cache import ActivationCache
-from crosscode.data.language_model import LanguageModel, check_embedding, check_ids, one_at_a_time
+from crosscode.data.language_model import LanguageModel, check_ids, check_tokenizer, one_at_a_time, vocab_size_of
 from crosscode.data.token_sequences import PADDING, TokenSequence
 from crosscode.errors import BadInput
 from crosscode.phases import phase
@@ -101,7 +101,7 @@ class Harvester:
         for other in self.models[1:]:
             check_vocabularies(self.models[0], other)
         for model in self.models:
-            check_embedding(model)
+            check_tokenizer(model)
         _ = self.widths_MP  # an unknown hookpoint fails here, before any weight is read
 
     @cached_property
@@ -155,7 +155,7 @@ class Harvester:
             BadInput: a token id that one of the models has no row for.
         """
         for model in self.models:
-            check_ids(model, tokens_HS)
+            check_ids(model.name, vocab_size_of(model), tokens_HS)
         acts_M = [self._activations_of(model, tokens_HS) for model in self.models]
         if len(acts_M) == 1:
             return acts_M[0].unsqueeze(2)

@@ -31,6 +31,8 @@ class LanguageModel(Protocol):
         context_length: the most positions that the model takes, or None when there is no limit.
         n_layers: transformer blocks.
         hookpoints: every name that `harvest` takes.
+
+    A model may also have a `vocab_size`, the rows of its embedding: token ids beyond it are then refused in one line.
     """
 
     @property
@@ -89,48 +91,43 @@ class ReadOutModel(LanguageModel, Protocol):
         ...
 
 
-@runtime_checkable
-class EmbeddingModel(LanguageModel, Protocol):
-    """A language model that says how many token ids it has rows for: more, or fewer, than its tokenizer's.
-
-    Attributes:
-        vocab_size: rows of the embedding.
-    """
-
-    @property
-    def vocab_size(self) -> int: ...
+def vocab_size_of(model: LanguageModel) -> int | None:
+    """Rows of a model's embedding, if it says: token ids from there on are none, whatever its tokenizer knows."""
+    rows: int | None = getattr(model, "vocab_size", None)
+    return rows
 
 
-def check_context(model: LanguageModel, sequence_length: int) -> None:
+def check_context(name: str, context_length: int | None, sequence_length: int) -> None:
     """Raises `BadInput` for sequences that are longer than a model takes."""
-    context = model.context_length
-    if context is not None and sequence_length > context:
+    if context_length is not None and sequence_length > context_length:
         raise BadInput(
-            f"sequence_length={sequence_length} is beyond the context of model {model.name!r}: {context} tokens."
+            f"sequence_length={sequence_length} is beyond the context of model {name!r}: {context_length} tokens."
         )
 
 
-def check_embedding(model: LanguageModel) -> None:
+def check_ids(name: str, vocab_size: int | None, tokens: Tensor) -> None:
+    """Raises `BadInput` for token ids that a model has no rows for."""
+    if vocab_size is not None and tokens.numel():
+        least, most = int(tokens.min()), int(tokens.max())
+        if least < 0 or most >= vocab_size:
+            raise BadInput(
+                f"token id {most if least >= 0 else least} is beyond the {vocab_size} rows of the embedding of model "
+                f"{name!r}: a token that was added to the tokenizer alone needs resize_token_embeddings."
+            )
+
+
+def check_tokenizer(model: LanguageModel) -> None:
     """Raises `BadInput` for a tokenizer whose own tokens have no rows in the embedding.
 
     Tokens that were added to it later may be without: they are refused when they come.
     """
-    if isinstance(model, EmbeddingModel):
-        added = getattr(model.tokenizer, "get_added_vocab", dict)()
-        beyond = [token for token, id_ in model.vocabulary.items() if id_ >= model.vocab_size and token not in added]
-        if beyond:
-            raise BadInput(
-                f"model {model.name!r} has {model.vocab_size} rows in its embedding, and {len(beyond)} tokens of its "
-                f"tokenizer have ids beyond them, as {', '.join(map(repr, beyond[:3]))}: another model's tokenizer?"
-            )
-
-
-def check_ids(model: LanguageModel, tokens: Tensor) -> None:
-    """Raises `BadInput` for token ids that a model has no rows for."""
-    if isinstance(model, EmbeddingModel) and tokens.numel():
-        least, most = int(tokens.min()), int(tokens.max())
-        if least < 0 or most >= model.vocab_size:
-            raise BadInput(
-                f"token id {most if least >= 0 else least} is beyond the {model.vocab_size} rows of the embedding of "
-                f"model {model.name!r}: a token that was added to the tokenizer alone needs resize_token_embeddings."
-            )
+    rows = vocab_size_of(model)
+    if rows is None:
+        return
+    added = getattr(model.tokenizer, "get_added_vocab", dict)()
+    beyond = [token for token, id_ in model.vocabulary.items() if id_ >= rows and token not in added]
+    if beyond:
+        raise BadInput(
+            f"model {model.name!r} has {rows} rows in its embedding, and {len(beyond)} tokens of its tokenizer have "
+            f"ids beyond them, as {', '.join(map(repr, beyond[:3]))}: another model's tokenizer?"
+        )

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from crosscode.data import documents, text_files
 from crosscode.data.documents import HubText, Place
-from crosscode.data.language_model import EmbeddingModel, LanguageModel, check_context, check_ids, one_at_a_time
+from crosscode.data.language_model import LanguageModel, check_context, check_ids, one_at_a_time, vocab_size_of
 from crosscode.data.shuffle import shuffled_in_blocks
 from crosscode.errors import BadInput, close_match
 
@@ -109,14 +109,14 @@ class TokenSequences:
         for name, least in {"sequence_length": 2, "held_out_every": 2, "shuffle_sequences": 1}.items():
             if getattr(self, name) < least:
                 raise BadInput(f"{name}={getattr(self, name)} must be at least {least}.")
-        check_context(self.model, self.sequence_length)
+        check_context(self.model.name, self.model.context_length, self.sequence_length)
         for name, id_ in {"bos": self.model.bos_id, "eos": self.model.eos_id}.items():
             wanted = self.separator == name or (name == "bos" and self.prepend_bos)
             if wanted and id_ is None:
                 option = f"separator={name!r}" if self.separator == name else "prepend_bos=True"
                 raise BadInput(f"{option}: model {self.model.name!r} has no {name.upper()} token.")
             if wanted and id_ is not None:
-                check_ids(self.model, torch.tensor([id_]))
+                check_ids(self.model.name, vocab_size_of(self.model), torch.tensor([id_]))
         if isinstance(self.source, Iterator):
             raise BadInput(
                 "dataset is an iterator, which can be read only once: hand in a list, or an object whose __iter__ "
@@ -241,7 +241,7 @@ class TokenSequences:
 
     @cached_property
     def _largest_id(self) -> int:
-        rows = self.model.vocab_size if isinstance(self.model, EmbeddingModel) else None
+        rows = vocab_size_of(self.model)
         return max(self.model.vocabulary.values()) if rows is None else rows - 1
 
     # Where a policy needs BOS or EOS the model has one: checked when the policy was chosen.

@@ -278,8 +278,8 @@ class TransformerLensModel:
 
     def _check(self, tokens_HS: Int[Tensor, "H S"]) -> None:
         """Raises `BadInput` for what would end in an error within the model, or on a GPU in a lost device."""
-        check_context(self, tokens_HS.shape[1])
-        check_ids(self, tokens_HS)
+        check_context(self.name, self.context_length, tokens_HS.shape[1])
+        check_ids(self.name, self.vocab_size, tokens_HS)
 
     @cached_property
     def _skeleton(self) -> Any:
