@@ -89,7 +89,7 @@ def test_the_stream_is_the_hidden_states_and_splices_exactly(name: str, saved) -
     assert torch.equal(after_n[-1], last[0])
 
     assert torch.equal(model.logits(TOKENS_HS, {}), output.logits)
-    assert torch.equal(model.logits(TOKENS_HS, {hookpoint: Tensor.clone for hookpoint in names}), output.logits)
+    assert torch.equal(model.logits(TOKENS_HS, dict.fromkeys(names, Tensor.clone)), output.logits)
     for hookpoint in names:
         put = torch.randn(*TOKENS_HS.shape, widths[0], generator=torch.Generator().manual_seed(0))
         assert not torch.equal(model.logits(TOKENS_HS, {hookpoint: lambda acts, put=put: put}), output.logits)

@@ -102,8 +102,8 @@ class Dataloader:
             the shuffle buffer.
 
     Raises:
-        BadInput: sequences beyond the context of any of the models, batch larger than the shuffle buffer or than the data, unknown `reads` or `writes`, nothing left
-            after masking, a cursor that is none.
+        BadInput: sequences beyond the context of any of the models, batch larger than the shuffle buffer or than the
+            data, unknown `reads` or `writes`, nothing left after masking, a cursor that is none.
     """
 
     sequences: TokenSequences

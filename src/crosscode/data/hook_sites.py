@@ -51,9 +51,9 @@ class Site:
                 lambda module, args, output: self._replaced(hook_fn, output) if next(calls) == self.nth else None
             )
         return module.register_forward_pre_hook(
-            lambda module, args, kwargs: self._replaced_input(hook_fn, args, kwargs)
-            if next(calls) == self.nth
-            else None,
+            lambda module, args, kwargs: (
+                self._replaced_input(hook_fn, args, kwargs) if next(calls) == self.nth else None
+            ),
             with_kwargs=True,
         )
 

@@ -124,7 +124,7 @@ def check_tokenizer(model: LanguageModel) -> None:
     rows = vocab_size_of(model)
     if rows is None:
         return
-    added = getattr(model.tokenizer, "get_added_vocab", dict)()
+    added: Mapping[str, int] = getattr(model.tokenizer, "get_added_vocab", dict)()
     beyond = [token for token, id_ in model.vocabulary.items() if id_ >= rows and token not in added]
     if beyond:
         raise BadInput(

@@ -73,7 +73,7 @@ def forward_pass(model: Any, tokens_HS: Int[Tensor, "H S"], **options: Any) -> A
 @contextmanager
 def answering() -> Iterator[None]:
     """Within, a tensor without values that is asked for one says True or 1: a skeleton runs as for a text unpadded."""
-    with _Answers():
+    with _Answers():  # type: ignore[no-untyped-call]
         yield
 
 
@@ -112,7 +112,7 @@ class _Followed(TorchDispatchMode):
     """Calls of modules and additions of tensors during a forward pass."""
 
     def __init__(self, model: Any) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.model, self.calls = model, list[_Call]()
         self.sums: dict[Key, tuple[Key, Key, int]] = {}
         self._clock, self._written = itertools.count(), dict[int, int]()
@@ -120,14 +120,14 @@ class _Followed(TorchDispatchMode):
         self._stack = ExitStack()
 
     def __enter__(self) -> Any:
-        self._stack.enter_context(_Answers())
+        self._stack.enter_context(_Answers())  # type: ignore[no-untyped-call]
         for path, module in self.model.named_modules():
             if path:
                 self._follow(path, module)
-        return super().__enter__()
+        return super().__enter__()  # type: ignore[no-untyped-call]
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         self._stack.close()
 
     def key(self, tensor: Tensor) -> Key:

@@ -133,7 +133,7 @@ class TransformerLensModel:
         limits = [value for name in LIMITS if type(value := getattr(config, name, None)) is int and value > 0][:1]
         if getattr(config, "alibi", False):
             limits = []
-        for path, module in self._skeleton.named_modules():
+        for path, module in self._skeleton.get_decoder().named_modules():  # no vision tower's
             if isinstance(module, torch.nn.Embedding) and re.search(r"pos|wpe", path.rpartition(".")[2]):
                 first = 0 if module.padding_idx is None else module.padding_idx + 1  # RoBERTa counts from there
                 limits.append(module.num_embeddings - getattr(module, "offset", first))
@@ -180,8 +180,7 @@ class TransformerLensModel:
                 )
             why = f" ({self._without_bridge})" if self._without_bridge else ""
             raise BadInput(
-                f"hookpoint {hookpoint!r} is unknown to model {self.name!r}{why}."
-                f"{close_match(hookpoint, self._widths)}"
+                f"hookpoint {hookpoint!r} is unknown to model {self.name!r}{why}.{close_match(hookpoint, self._widths)}"
             )
         return self._widths[hookpoint]
 
@@ -289,11 +288,9 @@ class TransformerLensModel:
                 auto_class = _auto_class(self.name, self.config)
                 return auto_class.from_config(copy.deepcopy(self.config), dtype=self.dtype).eval()
         except ImportError as error:
-            raise BadInput(_to_install(self.name, error)) from error
+            raise _package_missing(self.name, error) from error
         except (OSError, ValueError, RuntimeError, TypeError, AttributeError, KeyError) as error:
-            raise BadInput(
-                f"model {self.name!r} cannot be made from its configuration: {first_line(error)}"
-            ) from error
+            raise BadInput(f"model {self.name!r} cannot be made from its configuration: {first_line(error)}") from error
 
     def _probe_tokens(self, device: torch.device) -> Int[Tensor, "H S"]:
         S = min(PROBE_S, self.context_length or PROBE_S)
@@ -401,7 +398,7 @@ class TransformerLensModel:
             with confined(network=not self._local), quiet("transformers"):
                 return read(self.source, revision=self.revision, trust_remote_code=False, **self._gguf())
         except ImportError as error:
-            raise BadInput(_to_install(self.name, error)) from error
+            raise _package_missing(self.name, error) from error
         except (OSError, ValueError, KeyError) as error:
             where = "" if self._local else " It is no local folder, and the hub did not give it:"
             raise BadInput(f"model {self.name!r} could not be read.{where} {first_line(error)}") from error
@@ -475,23 +472,21 @@ def _auto_class(name: str, config: Any) -> Any:
     families = (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM, AutoModelForMaskedLM)
     fitting = [family for family in families if type(config) in family._model_mapping]
     for family in fitting:
-        classes = family._model_mapping[type(config)]
-        classes = classes if isinstance(classes, tuple) else (classes,)
-        if {each.__name__ for each in classes} & set(config.architectures or ()):
+        found: Any = family._model_mapping[type(config)]
+        names = {each.__name__ for each in (found if isinstance(found, tuple) else (found,))}
+        if names & set(config.architectures or ()):
             return family
     if not fitting:
         raise BadInput(f"model {name!r} is of type {config.model_type!r}, which transformers has no language model of.")
     return fitting[0]
 
 
-def _to_install(name: str, error: ImportError) -> str:
+def _package_missing(name: str, error: ImportError) -> BadInput:
     """What a model lacks, from the page that transformers writes about it."""
     text = " ".join(str(error).split())
     found = re.search(r"pip install ([\w.-]+)", text) or re.search(r"requires the (\S+) library", text)
-    what = found[1].strip("`.").lower() if found else None
-    if what is None:
-        return f"model {name!r} needs a package that is not installed: {text}"
-    return f"model {name!r} needs a package that is not installed, and is not installed for you: pip install {what}"
+    cure = f"pip install {found[1].strip('`.').lower()}" if found else text
+    return BadInput(f"model {name!r} needs a package that is not here, and none is installed for you: {cure}")
 
 
 @contextmanager
