@@ -29,7 +29,7 @@ FLOORS = [
 FLOOR = {part: number for number, parts in enumerate(FLOORS) for part in parts}
 IN_ONE_PLACE = {
     "wandb": "callbacks/log.py",
-    "transformer_lens": "data/transformer_lens_model.py",
+    "transformer_lens": "data/bridge.py",
     "datasets": "data/documents.py",
     "plotly": "report/figures.py",
 }

@@ -15,7 +15,7 @@ from crosscode.data.cache import list_cache, prune_cache, verify_cache
 from crosscode.errors import DAMAGE, BadInput, warn
 from crosscode.evaluation import Ablation, CutOffs, full_evaluation
 from crosscode.report import print_evaluation, print_exclusivity, write_report
-from crosscode.run import RunOptions, held_out_of, judge_by_null
+from crosscode.run import RunOptions, held_out_of, judge_by_null, print_loading
 from crosscode.run_files import CODER, CONFIGURATION, OPTIONS, read_dead, read_json
 from crosscode.run_folder import locked, writing
 from crosscode.saving import load
@@ -58,6 +58,8 @@ def evaluate(
     options = options if device is None else attrs.evolve(options, device=device)
     coder = load(run / CODER, device=options.device)
     held_out = held_out_of(coder, options)
+    if not quiet:
+        print_loading(run.name, options)
     if changed := changed_since_training(run, held_out):
         differ = "; ".join(changed)
         warn(f"{run.name} was trained on other models or text ({differ}): figures are of what is there now.")

@@ -80,6 +80,13 @@ from crosscode.training.memory import Estimate, estimate, free_bytes, free_disk
 __all__ = ["MLP_INPUTS", "MLP_OUTPUTS", "RESIDUAL", "RunOptions", "main"]  # what a recipe needs
 
 
+def print_loading(name: str, run: RunOptions) -> None:
+    """Say once that models are loaded, which may take a while."""
+    models = (*run.models, *([] if run.null is None else [run.null]))
+    n_bytes = sum(getattr(model, "weight_bytes", 0) for model in run.language_models)
+    print(f"{name}: loading {', '.join(models)} ({n_bytes / 1e9:.2g} GB of weights)", file=sys.stderr)
+
+
 def dataloader_of(trainer: Trainer) -> Dataloader:
     """A recipe's own data: what `RunOptions.dataloader` made."""
     if not isinstance(trainer.data, Dataloader):
@@ -302,6 +309,8 @@ def main(factory: Callable[..., Trainer], arguments: Sequence[str] | None = None
             print(memory.table(*free))
             return {}
         memory.check(*free)
+        if not run.quiet:
+            print_loading(factory.__name__, run)
         torch.manual_seed(run.seed)
         with saying_how_to_resume(run.directory(factory.__name__), arguments):
             if run.null is not None:

@@ -26,6 +26,7 @@ from crosscode.batch import Batch
 from crosscode.data.ahead import ReadAhead
 from crosscode.data.documents import Place
 from crosscode.data.harvester import Harvest, Harvester, finite_enough
+from crosscode.data.language_model import check_context
 from crosscode.data.shuffle import unit_order
 from crosscode.data.token_counts import TokenCounts
 from crosscode.data.token_sequences import TokenSequences
@@ -103,8 +104,8 @@ class Dataloader:
             the shuffle buffer.
 
     Raises:
-        BadInput: batch larger than the shuffle buffer or than the data, unknown `reads` or `writes`, nothing left
-            after masking, a cursor that is none.
+        BadInput: sequences beyond the context of any of the models, batch larger than the shuffle buffer or than the
+            data, unknown `reads` or `writes`, nothing left after masking, a cursor that is none.
     """
 
     sequences: TokenSequences
@@ -135,6 +136,8 @@ class Dataloader:
             )
         if self.reads is None and self.writes is not None:
             raise BadInput(f"writes={self.writes!r} needs reads: which hookpoints is it computed from?")
+        for model in self.harvester.models:
+            check_context(model.name, model.context_length, self.sequences.sequence_length)
         inputs = self._sites("reads", self.reads)
         object.__setattr__(self, "_inputs", inputs)
         object.__setattr__(self, "_targets", inputs if self.writes is None else self._sites("writes", self.writes))

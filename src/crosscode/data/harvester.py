@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from crosscode.data.cache import ActivationCache
-from crosscode.data.language_model import LanguageModel, one_at_a_time
+from crosscode.data.language_model import LanguageModel, check_ids, check_tokenizer, one_at_a_time, vocab_size_of
 from crosscode.data.token_counts import TokenCounts
 from crosscode.data.token_sequences import PADDING, TokenSequence
 from crosscode.errors import BadInput, NumericalError
@@ -90,7 +90,7 @@ class Harvester:
 
     Raises:
         BadInput: no or equal models or hookpoints, an unknown hookpoint, models with different vocabularies (the
-            differing tokens are named).
+            differing tokens are named), an embedding too small for its tokenizer.
         NumericalError: from `harvest` and `over`: an activation is not finite, at a token that is not left out for
             another reason; model, hookpoint, document and dtype are named.
     """
@@ -122,6 +122,8 @@ class Harvester:
             raise BadInput(f"max_norm_multiple={self.max_norm_multiple} must be greater than 1 and finite, or None.")
         for other in self.models[1:]:
             check_vocabularies(self.models[0], other)
+        for model in self.models:
+            check_tokenizer(model)
         _ = self.widths_MP  # an unknown hookpoint fails here, before any weight is read
 
     @cached_property
@@ -158,7 +160,7 @@ class Harvester:
         sequences_H = torch.tensor([sequence.index for sequence in sequences])
         H, S = tokens_HS.shape
         fate_HS = self._fate_of_tokens(tokens_HS, documents_HS)
-        acts_M = [self._activations_of(model, tokens_HS) for model in self.models]
+        acts_M = self._of_models(tokens_HS)
         acts_HSMPD, norms_HSX, bad_HSX = _examined(acts_M, fate_HS == KEPT)
         if self.cache is not None and bad_HSX.any() and not self.skip_not_finite:
             acts_M = [self.cache.again(model, self.hookpoints, tokens_HS) for model in self.models]
@@ -186,8 +188,17 @@ class Harvester:
 
     @torch.no_grad()
     def activations(self, tokens_HS: Int[Tensor, "H S"]) -> Float[Tensor, "H S M P D"]:
-        """Every activation, nothing masked; D is the widest, narrower ones are zero-padded."""
-        return _gathered([self._activations_of(model, tokens_HS) for model in self.models])
+        """Every activation, nothing masked; D is the widest, narrower ones are zero-padded.
+
+        Raises:
+            BadInput: a token id that one of the models has no row for.
+        """
+        return _gathered(self._of_models(tokens_HS))
+
+    def _of_models(self, tokens_HS: Int[Tensor, "H S"]) -> list[Float[Tensor, "H S P _"]]:
+        for model in self.models:
+            check_ids(model.name, vocab_size_of(model), tokens_HS)
+        return [self._activations_of(model, tokens_HS) for model in self.models]
 
     def _activations_of(self, model: LanguageModel, tokens_HS: Int[Tensor, "H S"]) -> Float[Tensor, "H S P D"]:
         if self.cache is None:

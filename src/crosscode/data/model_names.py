@@ -8,7 +8,6 @@ from safetensors import SafetensorError, safe_open
 
 from crosscode.checks import usable_device
 from crosscode.data import embedded
-from crosscode.data.language_model import SpliceableModel
 from crosscode.data.transformer_lens_model import TransformerLensModel
 from crosscode.errors import BadInput, close_match, first_line
 
@@ -22,7 +21,7 @@ def load_language_model(
     revision: str | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | str = torch.float32,
-) -> SpliceableModel:
+) -> TransformerLensModel:
     """A language model by name; weights are read when activations are first asked for.
 
     Args:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from crosscode.data import documents, text_files, text_folders
 from crosscode.data.documents import HubText, Place, Unusable
-from crosscode.data.language_model import LanguageModel, one_at_a_time
+from crosscode.data.language_model import LanguageModel, check_context, check_ids, one_at_a_time, vocab_size_of
 from crosscode.data.shuffle import shuffled_in_blocks
 from crosscode.errors import BadInput, close_match
 
@@ -114,17 +114,14 @@ class TokenSequences:
         for name, least in {"sequence_length": 2, "held_out_every": 2, "shuffle_sequences": 1}.items():
             if getattr(self, name) < least:
                 raise BadInput(f"{name}={getattr(self, name)} must be at least {least}.")
-        context = self.model.context_length
-        if context is not None and self.sequence_length > context:
-            raise BadInput(
-                f"sequence_length={self.sequence_length} is beyond the context of model {self.model.name!r}: "
-                f"{context} tokens."
-            )
+        check_context(self.model.name, self.model.context_length, self.sequence_length)
         for name, id_ in {"bos": self.model.bos_id, "eos": self.model.eos_id}.items():
             wanted = self.separator == name or (name == "bos" and self.prepend_bos)
             if wanted and id_ is None:
                 option = f"separator={name!r}" if self.separator == name else "prepend_bos=True"
                 raise BadInput(f"{option}: model {self.model.name!r} has no {name.upper()} token.")
+            if wanted and id_ is not None:
+                check_ids(self.model.name, vocab_size_of(self.model), torch.tensor([id_]))
         if isinstance(self.source, str) and not self.source:
             raise BadInput("dataset='' is empty: name 'embedded', a file, a folder or a data set of the hub.")
         if self.files is not None:
@@ -243,7 +240,8 @@ class TokenSequences:
 
     @cached_property
     def _largest_id(self) -> int:
-        return max(self.model.vocabulary.values())
+        rows = vocab_size_of(self.model)
+        return max(self.model.vocabulary.values()) if rows is None else rows - 1
 
     # Where a policy needs BOS or EOS the model has one: checked when the policy was chosen.
     @property
