@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import attrs
 
-from crosscode.checks import at_least, at_most
+from crosscode.checks import at_least, at_most, usable_device
 from crosscode.command_line import errors_in_one_line, read_command
 from crosscode.data import Dataloader
 from crosscode.data.cache import list_cache, prune_cache, verify_cache
@@ -56,6 +56,12 @@ def evaluate(
     cut_offs = CutOffs(relative_norm, nu_error, nu_recon)
     options = RunOptions.read(run / OPTIONS)
     options = options if device is None else attrs.evolve(options, device=device)
+    try:
+        usable_device(options.device)
+    except BadInput as error:
+        if device is not None:
+            raise
+        raise BadInput(f"{str(run)!r} was trained on another machine: {error} Give --device, such as cpu.") from error
     coder = load(run / CODER, device=options.device)
     held_out = held_out_of(coder, options)
     if not quiet:

@@ -26,13 +26,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def parts_of(recipe: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **given: object) -> dict[str, int]:
+    """The bytes of each part at each moment."""
+    return {f"{part.what}, {part.when}": part.bytes for part in table(recipe, folder, monkeypatch, **given)}
+
+
+def table(recipe: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **given: object) -> tuple[Part, ...]:
     """The table, with numbers for what language models say of themselves."""
     monkeypatch.setattr(TransformerLensModel, "weight_bytes", MODEL)
     monkeypatch.setattr(TransformerLensModel, "pass_bytes", lambda self, n_tokens: PASS)
     given = {**SMALL, "models": [folder / "base"], "dataset": folder / "text.txt", "ahead": 5, "accumulate": 3, **given}
     run, scheme = crosscode.run.read_options(factory(recipe), options(**given, output=folder / "run"))
-    estimate = memory_of(factory(recipe), run, scheme)
-    return {f"{part.what}, {part.when}": part.bytes for part in estimate.parts}
+    return memory_of(factory(recipe), run, scheme).parts
 
 
 def test_a_sparse_coder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,6 +103,32 @@ def test_a_transcoder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert parts["a step on 128 tokens, sparse codes, in a step"] == 4 * (128 * (around + 3 * 32) + 32 * 32)
     # the mean of the targets: batch by batch, together, and in float64
     assert parts["harvesting and measuring, before the first step"] == 16 * 20_000 * 32
+
+
+def test_each_part_names_the_option_that_makes_it_smaller(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two things that share a row, it is that of the larger one."""
+    wanted = {
+        "the program": "nothing",
+        "language models": "--models",
+        "coder": "--n-latents",
+        "gradients": "--n-latents",
+        "optimizer": "--n-latents",
+        "shuffle": "--shuffle-buffer",
+        "batches remembered": "--init-tokens",
+        "harvesting": "--sequence-length",
+        "a step on": "--batch-size",
+        "micro": "--accumulate",
+        "a checkpoint": "--n-latents",
+        "batches read": "--ahead",
+        "measuring": "--batch-size",
+        "3 checkpoints": "--output",
+    }
+    l1 = table("l1_crosscoder", folder, monkeypatch)
+    for part in l1:
+        (option,) = [option for what, option in wanted.items() if part.what.startswith(what)]
+        assert option in part.option
+    (measuring,) = [part for part in table("sae_topk", folder, monkeypatch, k=4) if " and measuring" in part.what]
+    assert "--n-latents" in measuring.option  # the centre of the targets takes more than a harvest
 
 
 def test_what_is_held_when() -> None:

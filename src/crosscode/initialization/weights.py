@@ -165,7 +165,7 @@ class IdenticalLatents:
             raise BadInput(f"IdenticalLatents: widths_Xo={decoder.widths_Xo} differ between models.")
         written_LMPD: Tensor | None = getattr(decoder, "allowed_LXoDo", None)
         read_MPDL: Tensor | None = getattr(coder.encoder, "allowed_XiDiL", None)
-        parted_L = torch.zeros(coder.n_latents, dtype=torch.bool)
+        parted_L = torch.zeros(coder.n_latents, dtype=torch.bool, device="cpu")
         if written_LMPD is not None:
             parted_L |= (written_LMPD != written_LMPD[:, :1]).flatten(1).any(1).cpu()
         if read_MPDL is not None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from crosscode.activations import Activation
 from crosscode.batch import Batch
-from crosscode.checks import count, function, functions, instance, one_of
+from crosscode.checks import count, function, functions, instance, one_of, usable_dtype
 from crosscode.errors import BadInput
 from crosscode.initialization import InitStrategy
 from crosscode.initialization.data import Remembered
@@ -154,6 +154,8 @@ class Trainer:
         count("num_steps", self.num_steps)
         count("accumulate", self.accumulate)
         one_of("precision", self.precision, Precision)
+        if self.precision == "bf16":
+            usable_dtype("precision", self.precision, torch.bfloat16, self.model.device)
         if isinstance(self.data, Iterator):
             raise BadInput("data is an iterator, which init strategies would use up: hand over something re-iterable.")
         for name, weighted in self.penalties.items():
