@@ -1,6 +1,7 @@
 """Recipes on a real language model that comes from the package registry, as a user calls them: minutes of CPU."""
 
 import importlib.util
+import itertools
 import json
 import math
 from pathlib import Path
@@ -63,7 +64,7 @@ def test_the_topk_sae_trains_on_smollm2(tmp_path: Path) -> None:
     check_tokens(summary, most_outliers=1e-3)
     assert summary["fvu/smollm2/blocks.14.hook_resid_post"] < 0.5
     logged = losses(tmp_path / "run")
-    assert all(later < 1.5 * earlier for earlier, later in zip(logged, logged[1:]))
+    assert all(later < 1.5 * earlier for earlier, later in itertools.pairwise(logged))
     coder = crosscode.load(tmp_path / "run" / "coder")
     assert coder.encoder.d_in == 576
     assert coder(torch.randn(3, 576)).shape == (3, 576)
