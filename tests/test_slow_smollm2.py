@@ -1,6 +1,7 @@
 """Recipes on a real language model that comes from the package registry, as a user calls them: minutes of CPU."""
 
 import importlib.util
+import itertools
 import json
 import math
 from pathlib import Path
@@ -24,12 +25,11 @@ pytestmark = [
 
 SMOLLM2: dict[str, Any] = {
     "models": ["smollm2"],
-    "model_dtype": "bfloat16",
-    "sequence_length": 128,
-    "batch_size": 512,
+    "sequence_length": 32,
+    "batch_size": 256,
     "shuffle_buffer": 4096,
-    "init_tokens": 4096,
-    "log_every": 5,
+    "init_tokens": 2048,
+    "log_every": 1,
     "eval_tokens": 2048,
     "splice_tokens": 256,
     "wandb_mode": "disabled",
@@ -43,27 +43,30 @@ def losses(run: Path) -> list[float]:
 
 
 def check_tokens(summary: dict[str, Any], most_outliers: float) -> None:
-    """Some massive activations are left out, and little else; position 0 of every sequence always."""
+    """Massive activations are left out, and little else; position 0 of every sequence always.
+
+    Each stands at position 1, in one sequence of about 36: of short sequences a few thousand tokens hold some.
+    """
     for name in ("training_tokens", "tokens"):
         counts = token_counts(summary, name)
         assert counts is not None
-        assert counts.first_positions == counts.read / 128
+        assert counts.first_positions == counts.read / 32
         assert counts.not_finite == 0
-        assert counts.outliers < most_outliers * counts.read
+        assert 0 < counts.outliers < most_outliers * counts.read
         assert counts.kept > 0.9 * counts.read
 
 
 def test_the_topk_sae_trains_on_smollm2(tmp_path: Path) -> None:
-    """SmolLM2-135M at layer 14, where one token in thousands has up to 125 times the median norm: no batch is one's.
+    """SmolLM2-135M at layer 14, where one token in thousands has 20 to 125 times the median norm: no batch is one's.
 
-    With such tokens kept, every eighth batch has a loss some ten times that of its neighbours.
+    With such tokens kept, the loss of a batch that holds one is some ten times that of its neighbours.
     """
     arguments = {"hookpoints": ["blocks.14.hook_resid_post"], "n_latents": 2048, "num_steps": 40}
     summary = main(factory("sae_topk"), options(**SMOLLM2, **arguments, output=tmp_path / "run"))
-    check_tokens(summary, most_outliers=1e-3)
+    check_tokens(summary, most_outliers=3e-3)
     assert summary["fvu/smollm2/blocks.14.hook_resid_post"] < 0.5
     logged = losses(tmp_path / "run")
-    assert all(later < 1.5 * earlier for earlier, later in zip(logged, logged[1:]))
+    assert all(later < 1.5 * earlier for earlier, later in itertools.pairwise(logged))
     coder = crosscode.load(tmp_path / "run" / "coder")
     assert coder.encoder.d_in == 576
     assert coder(torch.randn(3, 576)).shape == (3, 576)

@@ -287,7 +287,7 @@ def _examined(
     """Activations side by side, their norms on the CPU, and where kept ones are not finite."""
     acts_HSMPD = _gathered(acts_M)
     precise = torch.promote_types(acts_HSMPD.dtype, torch.float32)
-    norms_HSX = rearrange(torch.linalg.vector_norm(acts_HSMPD.to(precise), dim=-1), "H S M P -> H S (M P)").cpu()
+    norms_HSX = rearrange(torch.linalg.vector_norm(acts_HSMPD, dim=-1, dtype=precise), "H S M P -> H S (M P)").cpu()
     bad_HSX = kept_HS[..., None] & ~norms_HSX.isfinite()
     if bad_HSX.any():  # or the square of a large number overflows
         bad_HSX &= ~rearrange(acts_HSMPD.isfinite().all(dim=-1), "H S M P -> H S (M P)").cpu()

@@ -140,6 +140,7 @@ def estimate(trainer: Trainer, data: Dataloader, device: torch.device) -> Estima
     buffer = f"a smaller {'--sequences-at-once' if too_long else '--shuffle-buffer'} or fewer hookpoints"
     n_models = "fewer --models, or --model-dtype bfloat16"
     latents = "fewer latents (--n-latents)"
+    measured, batch = 2 * B * per_token, "a smaller --batch-size"
     harvesting = "a smaller --sequences-at-once or --sequence-length"
     parts = (
         Part("the program, its text and tokenizer", PROGRAM, "always", "nothing"),
@@ -162,7 +163,7 @@ def estimate(trainer: Trainer, data: Dataloader, device: torch.device) -> Estima
         Part("a checkpoint being written", n_bytes + kept, "in a step", latents),
         Part("batches read ahead", data.batches_ahead * B * per_token, "in a step", "a smaller --ahead"),
         Part("shuffle buffers of both splits", 2 * ring, "at the end", buffer),
-        Part("measuring", harvest + 2 * B * per_token, "at the end", "a smaller --batch-size"),
+        Part("measuring", harvest + measured, "at the end", harvesting if harvest > measured else batch),
         Part(f"{CHECKPOINTS} checkpoints", CHECKPOINTS * (n_bytes + kept), "on disk", "an --output with more room"),
     )
     return Estimate(parts, device)
