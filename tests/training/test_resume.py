@@ -87,9 +87,9 @@ def test_a_run_that_leaves_bad_rows_out_counts_each_once(folder: Path, tmp_path:
     (tmp_path / "text.jsonl").write_text("\n".join(rows))
     given = {"dataset": tmp_path / "text.jsonl", "skip_bad_rows": True, "report": True}
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    uninterrupted = start(folder, "l1_crosscoder", whole, **given)
-    assert start(folder, "l1_crosscoder", cut, die_at=20, **given).wait() == 9
-    assert start(folder, "l1_crosscoder", cut, resume=True, **given).wait() == 0
+    uninterrupted = start(folder, "feb_diffing_topk", whole, **given)
+    assert start(folder, "feb_diffing_topk", cut, die_at=20, **given).wait() == 9
+    assert start(folder, "feb_diffing_topk", cut, resume=True, **given).wait() == 0
     assert uninterrupted.wait() == 0
     summary = json.loads((cut / "summary.json").read_text())
     assert summary == json.loads((whole / "summary.json").read_text())

@@ -139,7 +139,7 @@ def _snapshot(path: Path, revision: str | None, what: str) -> Path:
     """The folder of a revision (`main` by default, or the only one) in a data set's folder of the hub's cache."""
     known = sorted(folder.name for folder in (path / "snapshots").iterdir() if folder.is_dir())
     reference = path / "refs" / (revision or "main")
-    commit = reference.read_text().strip() if reference.is_file() else revision
+    commit = reference.read_bytes().decode(errors="replace").strip() if reference.is_file() else revision
     if commit is None and len(known) == 1:
         commit = known[0]
     if commit not in known:
@@ -154,11 +154,11 @@ def _names(file: Path, key: str) -> list[str]:
     try:
         entries = json.loads(file.read_text())[key]
         names = [str(entry["filename"] if isinstance(entry, Mapping) else entry) for entry in entries]
+        lost = [name for name in names if name == ".." or Path(name).name != name or not (file.parent / name).exists()]
     except (OSError, *DAMAGE) as error:
         raise BadInput(f"{str(file)!r} is not what `save_to_disk` wrote: {first_line(error)}") from error
-    for name in names:
-        if name in ("", ".", "..") or Path(name).name != name or not (file.parent / name).exists():
-            raise BadInput(f"{str(file)!r} names {name!r}, which is not beside it: copy the whole folder again.")
+    if lost:
+        raise BadInput(f"{str(file)!r} names {lost[0]!r}, which is not beside it: copy the whole folder again.")
     return names
 
 
