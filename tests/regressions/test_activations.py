@@ -132,7 +132,7 @@ def test_parts_of_an_activation_are_its_modules() -> None:
     named = {
         PerSite([JumpReLU(2), JumpReLU(2)]): {f"activations.{i}.stored_threshold_L" for i in (0, 1)},
         PerSite([BatchTopK(1), BatchTopK(1)]): {f"activations.{i}.threshold" for i in (0, 1)},
-        SeparateBudgets(JumpReLU(1), JumpReLU(3), 1): {f"{part}.stored_threshold_L" for part in ("shared", "exclusive")},
+        SeparateBudgets(JumpReLU(1), JumpReLU(3), 1): {"shared.stored_threshold_L", "exclusive.stored_threshold_L"},
         Priced(BatchTopK(1), 1, 0.5): {"activation.threshold"},
     }
     for activation, names in named.items():
