@@ -1,6 +1,7 @@
 """What is measured does not depend on the mode that a coder was left in, and nothing of the coder is changed by it."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -12,6 +13,7 @@ from crosscode.activations import BatchTopK
 from crosscode.batch import Batch
 from crosscode.data import Dataloader, Harvester, TokenSequences
 from crosscode.evaluation import (
+    Evaluation,
     attribute_logits,
     evaluate,
     find_examples,
@@ -165,3 +167,27 @@ def test_a_coder_of_another_precision_is_given_its_own(name: str) -> None:
     else:
         assert torch.equal(single.tokens_EKW, double.tokens_EKW)
         torch.testing.assert_close(single.values_EKW, double.values_EKW, rtol=1e-4, atol=1e-5)
+
+
+def flattened(found: Any, path: str = "") -> dict[str, Any]:
+    """Every number and text of a nested result, by where it stands."""
+    if isinstance(found, Mapping):
+        return {k: v for name, each in found.items() for k, v in flattened(each, f"{path}/{name}").items()}
+    if isinstance(found, list):
+        return {k: v for i, each in enumerate(found) for k, v in flattened(each, f"{path}/{i}").items()}
+    return {path: found}
+
+
+def test_an_evaluation_comes_back_from_its_files_whole(tmp_path: Path) -> None:
+    """Every field of every record, to the rounding of float32; what is written again is the same."""
+    made = everything(a_coder(), loader())
+    made.save(tmp_path / "one")
+    read = Evaluation.load(tmp_path / "one")
+    wanted, found = flattened(plainly(made)), flattened(plainly(read))
+    assert found.keys() == wanted.keys()
+    assert {"/scaling/1/own", "/scaling/1/count_L/0", "/examples/before", "/logits/sites/0"} <= wanted.keys()
+    for name, value in wanted.items():
+        assert found[name] == (pytest.approx(value, rel=1e-3, abs=1e-4) if isinstance(value, float) else value), name
+    read.save(tmp_path / "two")
+    for name in ("metrics.json", "latents.safetensors", "tokens.json"):
+        assert (tmp_path / "two/evaluation" / name).read_bytes() == (tmp_path / "one/evaluation" / name).read_bytes()
