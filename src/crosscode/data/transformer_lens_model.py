@@ -26,7 +26,7 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from torch import Tensor
 
-from crosscode.data.bridge import boot, bridge_hooked, measure_widths, passed_by, quiet
+from crosscode.data.bridge import boot, bridge_hooked, is_known, measure_widths, passed_by, quiet
 from crosscode.data.confined import confined
 from crosscode.data.hook_sites import HookFn, Site, agreeing_sites, find_sites, hooked, sharing_weights
 from crosscode.data.language_model import Edit, check_context, check_ids, one_at_a_time
@@ -288,7 +288,9 @@ class TransformerLensModel:
                 auto_class = _auto_class(self.name, self.config)
                 return auto_class.from_config(copy.deepcopy(self.config), dtype=self.dtype).eval()
         except ImportError as error:
-            raise _package_missing(self.name, error) from error
+            raise BadInput(
+                f"model {self.name!r} needs a package that is not here, and none is installed for you: {_cure(error)}"
+            ) from error
         except (OSError, ValueError, RuntimeError, TypeError, AttributeError, KeyError) as error:
             raise BadInput(f"model {self.name!r} cannot be made from its configuration: {first_line(error)}") from error
 
@@ -380,15 +382,20 @@ class TransformerLensModel:
         """Those of TransformerLens, from a pass of the skeleton, or of the model where that needs values."""
         meta = torch.device("meta")
         try:
-            with meta:
+            with quiet("transformers"), meta:
                 bridge = self._boot(sharing_weights(self._skeleton))
-            with quiet("transformers"), suppress(Exception), meta:  # data-dependent control flow cannot run
                 return measure_widths(bridge, self._probe_tokens(meta))
-            return measure_widths(self.bridge, self._probe_tokens(self.device))
+        except Exception as error:  # a fused QKV (GPT-2) is split by value; or the architecture is unknown
+            self._without_bridge = first_line(error)
+        try:
+            if is_known(self._skeleton):
+                widths = measure_widths(self.bridge, self._probe_tokens(self.device))
+                self._without_bridge = ""
+                return widths
         except Exception as error:
             self._without_bridge = first_line(error)
-            log.info("model %r has the hookpoints of its residual stream alone: %s", self.name, self._without_bridge)
-            return {}
+        log.info("model %r has the hookpoints of its residual stream alone: %s", self.name, self._without_bridge)
+        return {}
 
     def _boot(self, hf_model: Any) -> Any:
         return boot(hf_model, self.tokenizer, self.dtype, next(hf_model.parameters()).device)
@@ -398,7 +405,9 @@ class TransformerLensModel:
             with confined(network=not self._local), quiet("transformers"):
                 return read(self.source, revision=self.revision, trust_remote_code=False, **self._gguf())
         except ImportError as error:
-            raise _package_missing(self.name, error) from error
+            raise BadInput(
+                f"model {self.name!r} needs a package that is not here, and none is installed for you: {_cure(error)}"
+            ) from error
         except (OSError, ValueError, KeyError) as error:
             where = "" if self._local else " It is no local folder, and the hub did not give it:"
             raise BadInput(f"model {self.name!r} could not be read.{where} {first_line(error)}") from error
@@ -481,12 +490,11 @@ def _auto_class(name: str, config: Any) -> Any:
     return fitting[0]
 
 
-def _package_missing(name: str, error: ImportError) -> BadInput:
+def _cure(error: ImportError) -> str:
     """What a model lacks, from the page that transformers writes about it."""
     text = " ".join(str(error).split())
     found = re.search(r"pip install ([\w.-]+)", text) or re.search(r"requires the (\S+) library", text)
-    cure = f"pip install {found[1].strip('`.').lower()}" if found else text
-    return BadInput(f"model {name!r} needs a package that is not here, and none is installed for you: {cure}")
+    return f"pip install {found[1].strip('`.').lower()}" if found else text
 
 
 @contextmanager
