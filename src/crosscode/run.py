@@ -251,7 +251,8 @@ def _measure(trainer: Trainer, run: RunOptions, name: str, spent: TimeSpent | No
 def memory_of(factory: Callable[..., Trainer], run: RunOptions, scheme: Mapping[str, Any]) -> Estimate:
     """What a run would take of memory, from a coder without values; the data are found, and not yet read."""
     for model in run.language_models:
-        _ = model.hookpoints
+        for hookpoint in (*run.reads, *run.writes) or run.hookpoints:
+            _ = model.width(hookpoint)  # found in the model as it is, not in one without values
     without_values = attrs.evolve(run, device="meta")
     for shared in ("language_models", "_dataloaders"):
         vars(without_values)[shared] = getattr(run, shared)

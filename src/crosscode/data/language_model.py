@@ -125,7 +125,8 @@ def check_tokenizer(model: LanguageModel) -> None:
     if rows is None:
         return
     added: Mapping[str, int] = getattr(model.tokenizer, "get_added_vocab", dict)()
-    beyond = [token for token, id_ in model.vocabulary.items() if id_ >= rows and token not in added]
+    ids = model.vocabulary
+    beyond = sorted((token for token in ids if ids[token] >= rows and token not in added), key=ids.__getitem__)
     if beyond:
         raise BadInput(
             f"model {model.name!r} has {rows} rows in its embedding, and {len(beyond)} tokens of its tokenizer have "

@@ -164,7 +164,7 @@ class TransformerLensModel:
 
     def pass_bytes(self, n_tokens: int) -> int:
         """About what a forward pass holds at once: the residual stream, a layer's own activations, its MLP's."""
-        d_model = int(self._skeleton.get_input_embeddings().weight.shape[1])
+        d_model = int(self._text_config.hidden_size)
         d_mlp = getattr(self._text_config, "intermediate_size", None) or 4 * d_model
         d_mlp = max(d_mlp) if isinstance(d_mlp, list | tuple) else d_mlp  # of each layer
         return n_tokens * self.dtype.itemsize * (8 * d_model + 4 * d_mlp)
