@@ -19,9 +19,10 @@ PACKAGE = Path(crosscode.__file__).parent
 PAGE = PACKAGE.parents[1] / "docs" / "when_something_goes_wrong.md"
 FILES = sorted(PACKAGE.rglob("*.py"))
 GAP = "…"
-REASONS = {"DamagedShard"}  # stand in the brackets of a warning
+REASONS = {"DamagedShard", "NoReadOut"}  # stand in a warning
 OTHERS = {  # raised on purpose, and no message to a user
-    "AssertionError", "StopIteration", "SystemExit", "Interrupted", "_AllHarvested", "NotImplementedError", "OSError",
+    "AssertionError", "StopIteration", "SystemExit", "Interrupted", "_AllHarvested", "_HeadReached",
+    "NotImplementedError", "OSError",
 }  # fmt: skip
 
 

@@ -86,8 +86,20 @@ class SpliceableModel(LanguageModel, Protocol):
 class ReadOutModel(LanguageModel, Protocol):
     """A language model that says what a direction in its residual stream adds to the logits."""
 
-    def unembedding(self) -> Float[Tensor, "D V"]:
-        """The unembedding, with what the final norm does to a direction folded in, but for its division by the size."""
+    def unembedding(self) -> Float[Tensor, "D V"] | None:
+        """What a direction in the last block's output adds to the logits.
+
+        The unembedding, with what the final norm does to a direction folded in, but for its division by the size. None
+        where there is no such matrix.
+        """
+        ...
+
+    def direct_gain(self, hookpoint: str) -> float | None:
+        """By what a direction written at a hookpoint is multiplied until it is in the last block's output.
+
+        1 where it is added to the residual stream, which nothing scales; None where it does not get there by addition
+        alone: where a norm comes in between, say.
+        """
         ...
 
 

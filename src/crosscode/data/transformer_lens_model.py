@@ -30,6 +30,7 @@ from crosscode.data.bridge import boot, bridge_hooked, is_known, measure_widths,
 from crosscode.data.confined import confined
 from crosscode.data.hook_sites import HookFn, Site, agreeing_sites, find_sites, hooked, sharing_weights
 from crosscode.data.language_model import Edit, check_context, check_ids, one_at_a_time
+from crosscode.data.read_out import direct_gain_of, unembedding_of
 from crosscode.data.residual_stream import Place, find_places, forward_pass
 from crosscode.errors import BadInput, CrosscodeError, close_match, first_line
 from crosscode.kernels.allocator import ReusedMemory
@@ -220,18 +221,11 @@ class TransformerLensModel:
         self._check(tokens_HS)
         return self._run(tokens_HS, [(hookpoint, _editing(hookpoint, edit)) for hookpoint, edit in edits.items()])
 
-    @torch.no_grad()
-    def unembedding(self) -> Float[Tensor, "D V"]:
-        W_DV: Tensor = self.hf_model.get_output_embeddings().weight.detach().float().T
-        norm = _final_norm(self.hf_model)
-        if norm is None:
-            return W_DV
-        # Probed, not read: gains are stored as such, as what exceeds 1 (Gemma), or not at all.
-        signs_D = (1 - 2 * (torch.arange(len(W_DV), device=self.device) % 2)).to(self.dtype)
-        up_D, down_D, shifted_D = (norm(x_D[None, None])[0, 0].float() for x_D in (signs_D, -signs_D, signs_D + 1))
-        W_DV = ((up_D - down_D) / 2 * signs_D)[:, None] * W_DV
-        centres = torch.allclose(shifted_D, up_D, rtol=0.05, atol=0.05)
-        return W_DV - W_DV.mean(0) if centres else W_DV
+    def unembedding(self) -> Float[Tensor, "D V"] | None:
+        return unembedding_of(self.name, self.hf_model)
+
+    def direct_gain(self, hookpoint: str) -> float | None:
+        return direct_gain_of(self, hookpoint)
 
     @cached_property
     def hf_model(self) -> Any:
@@ -440,13 +434,6 @@ class TransformerLensModel:
                     while chunk := opened.read(1 << 22):
                         digest.update(chunk)
         return f"sha256-{digest.hexdigest()}"
-
-
-def _final_norm(hf_model: Any) -> Any:
-    """The last norm outside the blocks, by what its class is called; None if there is none."""
-    outside = [module for name, module in hf_model.named_modules() if not any(map(str.isdigit, name.split(".")))]
-    norms = [module for module in outside if "norm" in type(module).__name__.lower()]
-    return norms[-1] if norms else None
 
 
 def _editing(hookpoint: str, edit: Edit) -> HookFn:
