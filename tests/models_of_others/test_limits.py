@@ -118,7 +118,7 @@ def test_token_ids_beyond_the_embedding_are_refused_in_one_line(tmp_path: Path) 
     unseen.add_special_tokens({"bos_token": "<new>"})
     model = load_language_model(str(saved_llama(tmp_path / "bos", unseen)))
     with pytest.raises(BadInput, match="token id 64 is beyond the 64 rows"):
-        TokenSequences(["w1 w2"], model)
+        TokenSequences(["w1 w2"], model, sequence_length=16)
 
 
 @pytest.mark.parametrize("name", ["gemma3", "gemma4"])

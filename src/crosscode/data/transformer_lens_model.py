@@ -376,7 +376,7 @@ class TransformerLensModel:
         """Those of TransformerLens, from a pass of the skeleton, or of the model where that needs values."""
         meta = torch.device("meta")
         try:
-            with quiet("transformers"), meta:
+            with confined(), quiet("transformers"), meta:
                 bridge = self._boot(sharing_weights(self._skeleton))
                 return measure_widths(bridge, self._probe_tokens(meta))
         except Exception as error:  # a fused QKV (GPT-2) is split by value; or the architecture is unknown
