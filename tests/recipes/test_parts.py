@@ -124,7 +124,7 @@ def test_what_is_of_the_whole_process_ends_it(whole, stopped: type, monkeypatch:
 def test_a_run_is_complete_all_the_same(
     run_small, tmp_path: Path, owner: Any, name: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Summary and coder are there, the command ends as ever, and an earlier run's evaluation is not taken for its own."""
+    """Summary and coder are there, the command ends as ever; an earlier run's evaluation is not taken for its own."""
     stale = tmp_path / "run" / "evaluation" / "metrics.json"
     stale.parent.mkdir(parents=True)
     stale.write_text("of an earlier run")

@@ -297,6 +297,8 @@ def _pass(
         if name not in parts.absent:
             results = parts.run(name, accumulator.result) or {}
             numbers |= {key: value for key, value in results.items() if not isinstance(value, Tensor)}
+    # Of all latents, which `_decoders` says under the same names of the free ones.
+    numbers = {key: value for key, value in numbers.items() if not key.startswith("relative_norm/")}
     if scaling_sums is None or SCALING in parts.absent:
         return activity, numbers, None
     return activity, numbers, parts.run(SCALING, partial(_both_ways, scaling_sums))
