@@ -126,8 +126,7 @@ def splice(
     2025, for the replacement model.
     """
     at_least("n_tokens", n_tokens, 1)
-    if ablation not in get_args(Ablation):
-        raise BadInput(f"ablation {ablation!r} is not one of zero, mean.{close_match(ablation, get_args(Ablation))}")
+    check_ablation(ablation)
     _check_shapes(coder, data)
     models = [_spliceable(model) for model in data.harvester.models]
     was_training = coder.training
@@ -146,6 +145,12 @@ def splice(
     if sums_M[0].n_spliced == 0:
         raise BadInput("nothing is left of the text after masking: see drop_special, drop_first, max_norm_multiple.")
     return tuple(sums.result(name, _written(data)) for name, sums in zip(data.model_names, sums_M))
+
+
+def check_ablation(ablation: str) -> None:
+    """Raises `BadInput` for what is no `Ablation`."""
+    if ablation not in get_args(Ablation):
+        raise BadInput(f"ablation {ablation!r} is not one of zero, mean.{close_match(ablation, get_args(Ablation))}")
 
 
 def _check_shapes(coder: SparseCoder, data: Dataloader) -> None:
