@@ -20,9 +20,10 @@ PAGE = PACKAGE.parents[1] / "docs" / "when_something_goes_wrong.md"
 FILES = sorted(PACKAGE.rglob("*.py"))
 GAP = "…"
 TOLD_LATER = {"Unusable", "BadInput", "tell_once"}  # made in one place and raised in another
-REASONS = {"DamagedShard"}  # stand in the brackets of a warning
+REASONS = {"DamagedShard", "NoReadOut"}  # stand in a warning
 OTHERS = {  # raised on purpose, and no message to a user
-    "AssertionError", "StopIteration", "SystemExit", "Interrupted", "_AllHarvested", "NotImplementedError", "OSError",
+    "AssertionError", "StopIteration", "SystemExit", "Interrupted", "_AllHarvested", "_HeadReached",
+    "NotImplementedError", "OSError",
 }  # fmt: skip
 
 

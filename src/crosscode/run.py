@@ -12,6 +12,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,14 @@ from crosscode.errors import BadInput, CrosscodeError, warn
 from crosscode.evaluation import (
     Evaluation,
     Exclusivity,
+    Parts,
     compared,
     diffs_models,
     exclusivity,
     full_evaluation,
     is_evaluated,
     measures,
+    remove_evaluation,
     remove_exclusivity,
 )
 from crosscode.metrics import Dead
@@ -131,7 +134,11 @@ def run_beside_null(factory: Callable[..., Trainer], run: RunOptions, scheme: Ma
     torch.manual_seed(run.seed)
     run_recipe(null_trainer, null_run, name)
     directory = run.directory(name)
-    found = judge_by_null(directory)
+    parts = Parts()
+    found = parts.run("comparing with the null", partial(judge_by_null, directory))
+    if parts.absent:
+        summary["absent"] = {**summary.get("absent", {}), **parts.absent}
+        write_json(directory / SUMMARY, summary)
     if found is not None:
         summary |= {"null/false_positives": found.null.n_exclusive, "null/latents": found.n_null}
         summary |= {"null/false_positive_rate": found.false_positive_rate, "null/exclusive": found.pair.n_exclusive}
@@ -145,7 +152,8 @@ def run_beside_null(factory: Callable[..., Trainer], run: RunOptions, scheme: Ma
         finally:
             wandb.finish()
     if found is not None and not run.quiet:
-        print_exclusivity(found, held_out_of(trainer.model, run).model_names)
+        names = held_out_of(trainer.model, run).model_names
+        parts.run("showing the null", partial(print_exclusivity, found, names), passing_on=(OSError,))
         if reported:
             print(f"The report: {directory / REPORT}")
     return summary
@@ -234,23 +242,35 @@ def _measure(trainer: Trainer, run: RunOptions, name: str, spent: TimeSpent | No
         print(f"{name}: measuring on {run.eval_tokens:,} held-out tokens", file=sys.stderr)
     dead_L = (trainer.state.tokens_since_fired_L >= dead_after).cpu()
     read = tokens_read(trainer.state.cursor)
-    evaluation = full_evaluation(coder, held_out, run.eval_tokens, splice_tokens=run.splice_tokens, dead_L=dead_L)
-    summary = {
-        "recipe": name,
-        "step": trainer.state.step,
-        "tokens": trainer.state.tokens,
-        **{f"training_tokens/{name}": n for name, n in attrs.asdict(read).items()},
-        **({"bad_rows": trainer.state.cursor.get("bad_rows", 0)} if run.skip_bad_rows else {}),
-        **evaluation.finite(),
-        **({} if spent is None else {"tokens_per_second": spent.tokens_per_second, "time": spent.shares}),
-    }
+    parts = Parts()
+    measured = partial(
+        full_evaluation, coder, held_out, run.eval_tokens, splice_tokens=run.splice_tokens, dead_L=dead_L
+    )
+    evaluation = parts.run("the evaluation", measured)
     with writing(directory):
         save_silence(directory, trainer.state.tokens_since_fired_L, dead_L)
-        evaluation.save(directory)
         remove_exclusivity(directory)  # what an earlier run in this folder was judged to be
+        if evaluation is not None:
+            parts.run("saving the evaluation", partial(evaluation.save, directory), passing_on=(OSError,))
+        if parts.absent:
+            remove_evaluation(directory)  # an earlier run's
+        absent = {**parts.absent, **({} if evaluation is None else evaluation.absent)}
+        summary = {
+            "recipe": name,
+            "step": trainer.state.step,
+            "tokens": trainer.state.tokens,
+            **{f"training_tokens/{name}": n for name, n in attrs.asdict(read).items()},
+            **({"bad_rows": trainer.state.cursor.get("bad_rows", 0)} if run.skip_bad_rows else {}),
+            **({} if evaluation is None else evaluation.finite()),
+            **({"absent": absent} if absent else {}),
+            **({} if spent is None else {"tokens_per_second": spent.tokens_per_second, "time": spent.shares}),
+        }
         write_json(directory / SUMMARY, summary)
     if not run.quiet:
-        print_evaluation(evaluation, f"{name} after {trainer.state.tokens:,} tokens, on held-out text")
+        if evaluation is not None:
+            title = f"{name} after {trainer.state.tokens:,} tokens, on held-out text"
+            shown = partial(print_evaluation, evaluation, title)
+            parts.run("showing the evaluation", shown, passing_on=(OSError,))
         print(f"Training, {read}")
         if run.skip_bad_rows:
             print(f"Bad rows that were left out of the training text: {summary['bad_rows']:,}")
@@ -263,7 +283,8 @@ def _measure(trainer: Trainer, run: RunOptions, name: str, spent: TimeSpent | No
 def memory_of(factory: Callable[..., Trainer], run: RunOptions, scheme: Mapping[str, Any]) -> Estimate:
     """What a run would take of memory, from a coder without values; the data are found, and not yet read."""
     for model in run.language_models:
-        _ = model.hookpoints
+        for hookpoint in (*run.reads, *run.writes) or run.hookpoints:
+            _ = model.width(hookpoint)  # found in the model as it is, not in one without values
     without_values = attrs.evolve(run, device="meta")
     for shared in ("language_models", "_dataloaders"):
         vars(without_values)[shared] = getattr(run, shared)
@@ -280,13 +301,14 @@ def _wandb_of(run: RunOptions, name: str) -> WeightsAndBiases:
 
 
 def _report(directory: Path, wandb: WeightsAndBiases) -> bool:
-    """The page, and its figures for wandb; a run is complete without them. Whether they were made."""
+    """The page, and its figures for wandb; a run is complete without them. Whether there is a page."""
     try:
-        wandb.show(write_report(directory), figures_of(directory))
-        return True
+        page = write_report(directory)
     except Exception as error:
         warn(f"no report was made ({type(error).__name__}: {error}); the run is complete.")
         return False
+    Parts().run("showing the report in wandb", lambda: wandb.show(page, figures_of(directory)))
+    return True
 
 
 def main(factory: Callable[..., Trainer], arguments: Sequence[str] | None = None) -> dict[str, Any]:

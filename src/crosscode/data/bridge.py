@@ -54,6 +54,13 @@ def boot(hf_model: Any, tokenizer: Any, dtype: torch.dtype, device: torch.device
     return bridge.eval()
 
 
+def is_known(hf_model: Any) -> bool:
+    """Whether TransformerLens lists the architecture: if it fails without values, it may do with them."""
+    from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
+
+    return bool({type(hf_model).__name__, *(hf_model.config.architectures or ())} & set(SUPPORTED_ARCHITECTURES))
+
+
 @contextmanager
 def bridge_hooked(bridge: Any, hooks: Sequence[tuple[str, HookFn]]) -> Iterator[None]:
     def called_with_hook(hook_fn: HookFn) -> Callable[..., Tensor | None]:

@@ -87,8 +87,20 @@ class SpliceableModel(LanguageModel, Protocol):
 class ReadOutModel(LanguageModel, Protocol):
     """A language model that says what a direction in its residual stream adds to the logits."""
 
-    def unembedding(self) -> Float[Tensor, "D V"]:
-        """The unembedding, with what the final norm does to a direction folded in, but for its division by the size."""
+    def unembedding(self) -> Float[Tensor, "D V"] | None:
+        """What a direction in the last block's output adds to the logits.
+
+        The unembedding, with what the final norm does to a direction folded in, but for its division by the size. None
+        where there is no such matrix.
+        """
+        ...
+
+    def direct_gain(self, hookpoint: str) -> float | None:
+        """By what a direction written at a hookpoint is multiplied until it is in the last block's output.
+
+        1 where it is added to the residual stream, which nothing scales; None where it does not get there by addition
+        alone: where a norm comes in between, say.
+        """
         ...
 
 
@@ -126,7 +138,8 @@ def check_tokenizer(model: LanguageModel) -> None:
     if rows is None:
         return
     added: Mapping[str, int] = getattr(model.tokenizer, "get_added_vocab", dict)()
-    beyond = [token for token, id_ in model.vocabulary.items() if id_ >= rows and token not in added]
+    ids = model.vocabulary
+    beyond = sorted((token for token in ids if ids[token] >= rows and token not in added), key=ids.__getitem__)
     if beyond:
         raise BadInput(
             f"model {model.name!r} has {rows} rows in its embedding, and {len(beyond)} tokens of its tokenizer have "

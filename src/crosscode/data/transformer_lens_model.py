@@ -26,10 +26,11 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from torch import Tensor
 
-from crosscode.data.bridge import boot, bridge_hooked, measure_widths, passed_by, quiet
+from crosscode.data.bridge import boot, bridge_hooked, is_known, measure_widths, passed_by, quiet
 from crosscode.data.confined import confined
 from crosscode.data.hook_sites import HookFn, Site, agreeing_sites, find_sites, hooked, sharing_weights
 from crosscode.data.language_model import Edit, check_context, check_ids, one_at_a_time
+from crosscode.data.read_out import direct_gain_of, unembedding_of
 from crosscode.data.residual_stream import Place, find_places, forward_pass
 from crosscode.errors import BadInput, CrosscodeError, close_match, first_line
 from crosscode.kernels.allocator import ReusedMemory
@@ -164,7 +165,7 @@ class TransformerLensModel:
 
     def pass_bytes(self, n_tokens: int) -> int:
         """About what a forward pass holds at once: the residual stream, a layer's own activations, its MLP's."""
-        d_model = int(self._skeleton.get_input_embeddings().weight.shape[1])
+        d_model = int(self._text_config.hidden_size)
         d_mlp = getattr(self._text_config, "intermediate_size", None) or 4 * d_model
         d_mlp = max(d_mlp) if isinstance(d_mlp, list | tuple) else d_mlp  # of each layer
         return n_tokens * self.dtype.itemsize * (8 * d_model + 4 * d_mlp)
@@ -220,18 +221,11 @@ class TransformerLensModel:
         self._check(tokens_HS)
         return self._run(tokens_HS, [(hookpoint, _editing(hookpoint, edit)) for hookpoint, edit in edits.items()])
 
-    @torch.no_grad()
-    def unembedding(self) -> Float[Tensor, "D V"]:
-        W_DV: Tensor = self.hf_model.get_output_embeddings().weight.detach().float().T
-        norm = _final_norm(self.hf_model)
-        if norm is None:
-            return W_DV
-        # Probed, not read: gains are stored as such, as what exceeds 1 (Gemma), or not at all.
-        signs_D = (1 - 2 * (torch.arange(len(W_DV), device=self.device) % 2)).to(self.dtype)
-        up_D, down_D, shifted_D = (norm(x_D[None, None])[0, 0].float() for x_D in (signs_D, -signs_D, signs_D + 1))
-        W_DV = ((up_D - down_D) / 2 * signs_D)[:, None] * W_DV
-        centres = torch.allclose(shifted_D, up_D, rtol=0.05, atol=0.05)
-        return W_DV - W_DV.mean(0) if centres else W_DV
+    def unembedding(self) -> Float[Tensor, "D V"] | None:
+        return unembedding_of(self.name, self.hf_model)
+
+    def direct_gain(self, hookpoint: str) -> float | None:
+        return direct_gain_of(self, hookpoint)
 
     @cached_property
     def hf_model(self) -> Any:
@@ -288,7 +282,9 @@ class TransformerLensModel:
                 auto_class = _auto_class(self.name, self.config)
                 return auto_class.from_config(copy.deepcopy(self.config), dtype=self.dtype).eval()
         except ImportError as error:
-            raise _package_missing(self.name, error) from error
+            raise BadInput(
+                f"model {self.name!r} needs a package that is not here, and none is installed for you: {_cure(error)}"
+            ) from error
         except (OSError, ValueError, RuntimeError, TypeError, AttributeError, KeyError) as error:
             raise BadInput(f"model {self.name!r} cannot be made from its configuration: {first_line(error)}") from error
 
@@ -380,15 +376,20 @@ class TransformerLensModel:
         """Those of TransformerLens, from a pass of the skeleton, or of the model where that needs values."""
         meta = torch.device("meta")
         try:
-            with meta:
+            with confined(), quiet("transformers"), meta:
                 bridge = self._boot(sharing_weights(self._skeleton))
-            with quiet("transformers"), suppress(Exception), meta:  # data-dependent control flow cannot run
                 return measure_widths(bridge, self._probe_tokens(meta))
-            return measure_widths(self.bridge, self._probe_tokens(self.device))
+        except Exception as error:  # a fused QKV (GPT-2) is split by value; or the architecture is unknown
+            self._without_bridge = first_line(error)
+        try:
+            if is_known(self._skeleton):
+                widths = measure_widths(self.bridge, self._probe_tokens(self.device))
+                self._without_bridge = ""
+                return widths
         except Exception as error:
             self._without_bridge = first_line(error)
-            log.info("model %r has the hookpoints of its residual stream alone: %s", self.name, self._without_bridge)
-            return {}
+        log.info("model %r has the hookpoints of its residual stream alone: %s", self.name, self._without_bridge)
+        return {}
 
     def _boot(self, hf_model: Any) -> Any:
         return boot(hf_model, self.tokenizer, self.dtype, next(hf_model.parameters()).device)
@@ -398,7 +399,9 @@ class TransformerLensModel:
             with confined(network=not self._local), quiet("transformers"):
                 return read(self.source, revision=self.revision, trust_remote_code=False, **self._gguf())
         except ImportError as error:
-            raise _package_missing(self.name, error) from error
+            raise BadInput(
+                f"model {self.name!r} needs a package that is not here, and none is installed for you: {_cure(error)}"
+            ) from error
         except (OSError, ValueError, KeyError) as error:
             where = "" if self._local else " It is no local folder, and the hub did not give it:"
             raise BadInput(f"model {self.name!r} could not be read.{where} {first_line(error)}") from error
@@ -431,13 +434,6 @@ class TransformerLensModel:
                     while chunk := opened.read(1 << 22):
                         digest.update(chunk)
         return f"sha256-{digest.hexdigest()}"
-
-
-def _final_norm(hf_model: Any) -> Any:
-    """The last norm outside the blocks, by what its class is called; None if there is none."""
-    outside = [module for name, module in hf_model.named_modules() if not any(map(str.isdigit, name.split(".")))]
-    norms = [module for module in outside if "norm" in type(module).__name__.lower()]
-    return norms[-1] if norms else None
 
 
 def _editing(hookpoint: str, edit: Edit) -> HookFn:
@@ -481,12 +477,11 @@ def _auto_class(name: str, config: Any) -> Any:
     return fitting[0]
 
 
-def _package_missing(name: str, error: ImportError) -> BadInput:
+def _cure(error: ImportError) -> str:
     """What a model lacks, from the page that transformers writes about it."""
     text = " ".join(str(error).split())
     found = re.search(r"pip install ([\w.-]+)", text) or re.search(r"requires the (\S+) library", text)
-    cure = f"pip install {found[1].strip('`.').lower()}" if found else text
-    return BadInput(f"model {name!r} needs a package that is not here, and none is installed for you: {cure}")
+    return f"pip install {found[1].strip('`.').lower()}" if found else text
 
 
 @contextmanager

@@ -130,8 +130,7 @@ def splice(
     2025, for the replacement model.
     """
     at_least("n_tokens", n_tokens, 1)
-    if ablation not in get_args(Ablation):
-        raise BadInput(f"ablation {ablation!r} is not one of zero, mean.{close_match(ablation, get_args(Ablation))}")
+    check_ablation(ablation)
     _check_shapes(coder, data)
     models = [_spliceable(model) for model in data.harvester.models]
     counts = TokenCounts()
@@ -155,6 +154,12 @@ def splice(
             "skip_not_finite."
         )
     return tuple(sums.result(_written(data)) for sums in sums_M)
+
+
+def check_ablation(ablation: str) -> None:
+    """Raises `BadInput` for what is no `Ablation`."""
+    if ablation not in get_args(Ablation):
+        raise BadInput(f"ablation {ablation!r} is not one of zero, mean.{close_match(ablation, get_args(Ablation))}")
 
 
 def _check_shapes(coder: SparseCoder, data: Dataloader) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from crosscode import run_files
 from crosscode.errors import DAMAGE, CrosscodeError, first_line
+from crosscode.evaluation import tokens_in
 from crosscode.evaluation.full import token_counts
 from crosscode.report.figures import MODELS, NEUTRAL, figures_of, plotly_script
 from crosscode.report.saved import SavedRun, read_run
@@ -134,7 +135,7 @@ def share(n: int, of: int) -> str:
 def tiles(run: SavedRun) -> Iterator[tuple[str, str, str, str]]:
     """What to see first: a figure, what it is, a remark, and where it is from."""
     metrics = run.evaluation.metrics
-    yield number(metrics["fvu/pooled"]), "FVU, all sites", "variance left unexplained", f"{METRICS}: fvu/pooled"
+    yield number(metrics.get("fvu/pooled")), "FVU, all sites", "variance left unexplained", f"{METRICS}: fvu/pooled"
     recovered = {
         name: value
         for name, value in metrics.items()
@@ -146,7 +147,7 @@ def tiles(run: SavedRun) -> Iterator[tuple[str, str, str, str]]:
         remark = f"{'worst model: ' if len(recovered) > 1 else ''}{which}"
         yield percent(worst), "CE recovered", remark, f"{METRICS}: {name}"
     split = [f"{number(metrics[name])} {name[3:]}" for name in ("l0/shared", "l0/exclusive") if name in metrics]
-    yield number(metrics["l0/mean"]), "latents per token", " + ".join(split) or "L0", f"{METRICS}: l0/mean"
+    yield number(metrics.get("l0/mean")), "latents per token", " + ".join(split) or "L0", f"{METRICS}: l0/mean"
     if "dead" in metrics:
         yield percent(metrics["dead"]), "dead latents", "silent at the end of training", f"{METRICS}: dead"
     counts = run.evaluation.tokens
@@ -188,6 +189,8 @@ def facts(run: SavedRun) -> Iterator[tuple[str, str]]:
         batch = f", {options['batch_size'] * options['accumulate']:,} a step" if options else ""
         yield "trained on", f"{run.summary['tokens']:,} tokens in {run.summary['step']:,} steps{batch}"
     yield "measured on", f"{source['tokens']:,} tokens of the {source['split'].replace('_', '-')} split"
+    for part, why in run.evaluation.absent.items():
+        yield "not there", f"{part}: {why}"
     if provenance:
         resumed = f", from step {provenance['from_step']:,} on" if provenance["from_step"] else ""
         yield "training took", f"{_duration(provenance['training_seconds'])} on {provenance['device']}{resumed}"
@@ -249,7 +252,8 @@ def reconstruction(run: SavedRun) -> Table:
         for hookpoint in run.hookpoints
     ]
     if len(rows) > 1:
-        rows.append(["all", "pooled, scaled", number(metrics["fvu/pooled"]), percent(1 - metrics["fvu/pooled"]), ""])
+        pooled = metrics.get("fvu/pooled", math.nan)
+        rows.append(["all", "pooled, scaled", number(pooled), percent(1 - pooled), ""])
     return Table(("model", "hookpoint", "FVU", "explained", "bias"), rows, METRICS)
 
 
@@ -426,7 +430,8 @@ def _examples(run: SavedRun) -> dict[str, Any]:
     examples, logits, texts = run.evaluation.examples, run.evaluation.logits, run.evaluation.texts
     if examples is None:
         return {"examples": {}, "texts": [], "before": 0, "strongest": 0, "logits": {}, "logit_sites": []}
-    place = {id_: i for i, id_ in enumerate(sorted(texts))}
+    ids = tokens_in(examples, logits)
+    place = {id_: i for i, id_ in enumerate(ids)}
     maxima_E = run.evaluation.latents["max_L"][examples.latents_E].clamp_min(1e-30)
     level_EKW = (examples.values_EKW / maxima_E[:, None, None] * LEVELS).ceil().clamp(0, LEVELS).int()
     shown = {}
@@ -453,7 +458,7 @@ def _examples(run: SavedRun) -> dict[str, Any]:
             ]
     return {
         "examples": shown,
-        "texts": [texts[id_] for id_ in sorted(texts)],
+        "texts": [texts.get(id_, f"[{id_}]") for id_ in ids],
         "before": examples.before,
         "strongest": examples.n_strongest,
         "logits": read,
