@@ -63,7 +63,7 @@ def core(session: nox.Session) -> None:
 def lowest(session: nox.Session) -> None:
     """The same on the oldest versions that pyproject.toml allows (6 GB, for torch brings CUDA).
 
-    On two busy cores the install took nine minutes and 260 of the tests thirteen.
+    On two busy cores the install took one to nine minutes and 260 of the tests thirteen.
     """
     session.install("uv")
     session.run_install("uv", "pip", "install", "--resolution", "lowest-direct", "-e", ".", "--group", "tests")
