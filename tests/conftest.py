@@ -9,11 +9,16 @@ import attrs
 import pytest
 import torch
 from beartype import beartype
+from hypothesis import settings
 from jaxtyping import jaxtyped
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_SILENT"] = "true"
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
+settings.register_profile("crosscode", deadline=None)  # how long an example takes depends on what else runs
+settings.load_profile("crosscode")
 
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else int(os.environ.get("OMP_NUM_THREADS", 2)))
 sys.path.insert(0, str(Path(__file__).parent))  # `import strategies`, whatever pytest's import mode

@@ -22,7 +22,8 @@ from crosscode.metrics import *
 from crosscode.models import *
 from crosscode.penalties import *
 from crosscode.schedulers import *
-from crosscode.training import Trainer, Weighted, train_together
+from crosscode.training import ClipNorm, NonNegativeThresholds, RemoveParallelGradient, Trainer, UnitNormDecoder
+from crosscode.training import Weighted, train_together
 
 def coder(activation=None, dims=()):
     return SparseCoder(DenseEncoder(dims, 4, 6), activation or ReLU(), DenseDecoder(6, dims, 4))
@@ -41,7 +42,37 @@ def step(**penalties):
 def sae_measured(metric):
     return measure([metric], [Trace.of(coder(), data()[0])])
 
+def foreign(**given):  # in which something holds OTHER
+    return trainer(coder(JUMPRELU), **given)
+
+def replaced(model):
+    optimizer = torch.optim.Adam(model.parameters())
+    model.encoder.b_enc_L = torch.nn.Parameter(torch.zeros(6))
+    return trainer(model, optimizer=optimizer)
+
+def replaces(coder, data):
+    coder.encoder.b_enc_L = torch.nn.Parameter(torch.ones(6))
+
+def changed(trainer, **given):
+    for name, value in given.items():
+        setattr(trainer, name, value)
+    return trainer.train()
+
+class Wraps:
+    def __init__(self, *parts):
+        self.parts = parts
+    def __call__(self, *given):
+        return self.parts[0](*given)
+
 JUMPRELU, OTHER = JumpReLU(6), JumpReLU(6)
+
+class Logs:
+    metrics = [Thresholds(OTHER)]
+    def __call__(self, trainer, report):
+        pass
+
+SITES = [JumpReLU(3), JumpReLU(3)]
+MASKED = DenseEncoder((2,), 4, 6, mask=SiteMask([(2, (0,)), (4, (0, 1))]))
 
 said = {}
 for expression in json.load(sys.stdin):
@@ -216,7 +247,72 @@ KINDS = {
     "Trace.of(coder(), torch.randn(3, 4))": "batch must be a Batch",
     "coder().encode(None)": "x_BXiDi must be a tensor of activations, got None",
 }
-CASES = {**CHOICES, **KINDS, **NUMBERS, **WIDTHS, **SHAPES, **PARTS}
+FITTING = {  # parts that are right one by one
+    "foreign(penalties={'p': Weighted(PreActivation(OTHER), 1)})": (
+        "penalty 'p' holds a JumpReLU that is no part of the"
+    ),
+    "foreign(penalties={'p': Weighted(Wraps(PreActivation(OTHER)), 1)})": (
+        "penalty 'p' holds a JumpReLU that is no part"
+    ),
+    "foreign(penalties={'p': Weighted(PreActivation(OTHER).__call__, 1)})": "penalty 'p' holds a JumpReLU that is no",
+    "foreign(loss=Wraps([{'a': PreActivation(OTHER)}]))": "loss holds a JumpReLU that is no part of the model",
+    "foreign(init=[Wraps(JanUpdate(OTHER))])": r"init\[0\] holds a JumpReLU that is no part of the model",
+    "foreign(constraints=[NonNegativeThresholds(OTHER)])": r"constraints\[0\] holds a JumpReLU that is no part of the",
+    "foreign(callbacks=[Logs()])": r"callbacks\[0\] holds a JumpReLU that is no part of the model",
+    "changed(foreign(), penalties={'p': Weighted(ExpectedL0(OTHER), 1)})": (
+        "penalty 'p' holds a JumpReLU that is no part"
+    ),
+    "trainer(init=[JanUpdate(JumpReLU(6))])": r"init\[0\] holds a JumpReLU that is no part of the model",
+    "trainer(init=[NormalizeActivations(), OrthogonalSkip()])": "OrthogonalSkip needs a coder with a skip",
+    "trainer(coder(TopK(2)), init=[ZeroDecoderSkip()])": "a zero decoder gives every weighted score 0",
+    "trainer(sae(4, 6, ReLU()), init=[IdenticalLatents(2)])": "IdenticalLatents needs models",
+    "trainer(SparseCoder(MASKED, ReLU(), DenseDecoder(6, (2,), 4)), data=data(2), init=[IdenticalLatents(3)])": (
+        "IdenticalLatents: the mask keeps some of the first 3 latents from a model"
+    ),
+    "trainer(acausal_crosscoder(n_models=2, n_hookpoints=1, d_model=4, n_latents=6, activation=ReLU(), "
+    "widths_X=(4, 3)), data=data(2, 1), init=[IdenticalLatents(3)])": r"widths_Xo=\(4, 3\) differ between models",
+    "trainer(SparseCoder(DenseEncoder((), 4, 6), ReLU(), DenseDecoder(6, (), 4, bias=False)), init=[DecoderBias()])": (
+        "DecoderBias needs a decoder with a bias"
+    ),
+    "trainer(SparseCoder(DenseEncoder((), 4, 6), ReLU(), DenseDecoder(6, (2,), 4)), init=[SameAcrossSites()])": (
+        "SameAcrossSites transposes the decoder"
+    ),
+    "trainer(coder(TopK(2)), gradients=[RemoveParallelGradient()])": (
+        "RemoveParallelGradient is for dense decoders whose"
+    ),
+    "trainer(coder(TopK(2)), constraints=[UnitNormDecoder()])": (
+        "UnitNormDecoder is for dense decoders whose norms play"
+    ),
+    "trainer(init=[JanUpdate])": r"init\[0\]=JanUpdate is a class",
+    "trainer(penalties={'p': Weighted(L1OfNorms(latents=slice(0, 7)), 1)})": (
+        r"L1OfNorms.latents=slice\(0, 7, None\) is no range of the coder's n_latents=6"
+    ),
+    "trainer(penalties={'p': Weighted(TanhSparsity(latents=slice(8, None)), 1)})": (
+        r"TanhSparsity.latents=slice\(8, Non"
+    ),
+    "trainer(penalties={'p': Weighted(TanhFrequency(latents=slice(-7, None)), 1)})": (
+        "TanhFrequency.latents=slice.-7, No"
+    ),
+    "trainer(coder(dims=(2,)), data=data(2), penalties={'p': Weighted(DeltaReconstruction(slice(0, 9)), 1)})": (
+        "DeltaReconstruction.latents=slice.0, 9, None. is no range"
+    ),
+    "trainer(penalties={'p': Weighted(DifferenceWeighting(), 1)})": "DifferenceWeighting needs two models",
+    "trainer(coder(PerSite(SITES)), penalties={'p': Weighted(PreActivation(SITES[0]), 1)})": (
+        "PreActivation.jumprelu has 3 thresholds for the coder's n_latents=6"
+    ),
+    "trainer(coder(PerSite(SITES)), penalties={'p': Weighted(L0Quadratic(SITES[1], 2), 1)})": (
+        "L0Quadratic.jumprelu has 3"
+    ),
+    "trainer(loss=MatryoshkaSquaredError((2, 9)))": r"MatryoshkaSquaredError.prefixes=\(2, 9\) exceed n_latents=6",
+    "trainer(loss=SummedSquaredError((1.0, 2.0)))": r"site_weights=\(1.0, 2.0\) must hold one weight per site",
+    "replaced(coder())": r"optimizer does not hold all parameters of the model \(encoder.b_enc_L\): build it on",
+    "trainer(init=[replaces]).train()": r"optimizer does not hold all parameters of the model \(encoder.b_enc_L\)",
+    "trainer(optimizer=torch.optim.Adam(coder().parameters()))": "optimizer does not hold all parameters of the model",
+    "(lambda data: train_together([foreign(data=data), foreign(data=data)]))(data())": (
+        r"trainers hold one JumpReLU twice \(activation\)"
+    ),
+}
+CASES = {**FITTING, **CHOICES, **KINDS, **NUMBERS, **WIDTHS, **SHAPES, **PARTS}
 
 
 @pytest.fixture(scope="module")

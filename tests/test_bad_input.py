@@ -60,7 +60,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "blank.txt").write_text("\n \n\n")
     (folder / "broken.jsonl").write_text("\n".join([*rows[:2], '{"body": "w1', *rows]) + "\n")
     (folder / "list.jsonl").write_text("[1, 2]\n")
-    (folder / "object.json").write_text('{"text": "w1"}')
+    (folder / "object.json").write_text('{"rows": [{"text": "w1"}]}')
+    (folder / "emoji.jsonl").write_text('{"text": "\\ud83d"}\n{"text": 7}\n')
+    (folder / "parts").mkdir()
+    for name in ("train", "test"):
+        (folder / "parts" / f"{name}.jsonl").write_text('{"text": "w1"}\n')
     (folder / "numbers.jsonl").write_text('{"text": 3}\n')
     (folder / "ids.jsonl").write_text('{"text": [1, 2, 64]}\n')
     (folder / "latin.txt").write_bytes("w1 caf\xe9 w2".encode("latin-1") * 100)
@@ -148,7 +152,7 @@ MLP_OUT = [f"blocks.{i}.hook_mlp_out" for i in range(4)]
         ("l1_crosscoder", {"device": "abacus"}, ["abacus"]),
         ("l1_crosscoder", {"models": ["./nowhere"]}, ["./nowhere"]),
         ("l1_crosscoder", {"models": ["embedded:bsae"]}, ["bsae", "'base'"]),
-        ("l1_crosscoder", {"resume": True}, ["resume", "no whole checkpoint"]),
+        ("l1_crosscoder", {"resume": True}, ["resume", "does not exist"]),
         ("l1_crosscoder", {"n_latens": 3}, ["--n-latens", "'--n-latents'"]),
         ("l1_crosscoder", {"checkpoint_every": 0}, ["every=0", "at least 1"]),
         ("l1_crosscoder", {"log_every": 0}, ["every=0", "at least 1"]),
@@ -203,6 +207,11 @@ MLP_OUT = [f"blocks.{i}.hook_mlp_out" for i in range(4)]
         ("sae_topk", {"dataset": "./" + "d" * 300}, ["File name too long"]),
         ("sae_topk", {"cache": "CACHE", "cache_max_gb": 1e300}, ["cache_max_gb=1e+300", "too large"]),
         ("l1_crosscoder", {"max_norm_multiple": 1.0}, ["max_norm_multiple=1.0", "greater than 1"]),
+        ("l1_crosscoder", {"max_norm_multiple": "inf"}, ["max_norm_multiple=inf", "finite, or None"]),
+        ("l1_crosscoder", {"max_norm_multiple": "none"}, ["max-norm-multiple='none'", "a number or None"]),
+        ("l1_crosscoder", {"sequences_at_once": 0}, ["sequences_at_once=0", "at least 1"]),
+        ("l1_crosscoder", {"sequences_at_once": 1.5}, ["sequences-at-once='1.5'", "a whole number"]),
+        ("l1_crosscoder", {"sequences_at_once": 10**12}, ["of memory", "--sequences-at-once"]),
         ("clt_topk", {"writes": [MLP_OUT[1], MLP_OUT[1]]}, ["writes", "'blocks.1.hook_mlp_out' twice"]),
         ("compound_clt", {"reads": MLP_IN[:1] * 2, "writes": MLP_OUT[:1] * 2}, ["reads", "mlp.hook_in' twice"]),
         ("l1_crosscoder", {"hookpoints": ["blocks.1.hook_resid_post"] * 2}, ["hookpoints", "twice"]),
@@ -451,13 +460,16 @@ def test_a_run_that_was_cut_short_is_not_overwritten(folder: Path, tmp_path: Pat
     [
         ("broken.jsonl", ["broken.jsonl", "line 3", "not JSON"]),
         ("list.jsonl", ["list.jsonl", "object"]),
-        ("object.json", ["object.json", "list"]),
+        ("object.json", ["object.json", "line 1", "'rows'"]),
+        ("emoji.jsonl", ["emoji.jsonl", "line 2", "int '7'", "--skip-bad-rows"]),
+        ("base", ["base", "is a language model", "--models"]),
+        ("*.tsv", ["*.tsv", "no file matches"]),
         ("numbers.jsonl", ["numbers.jsonl", "neither a text nor a list"]),
         ("ids.jsonl", ["ids.jsonl", "ids from 1 to 64", "63"]),
-        ("latin.txt", ["latin.txt", "could not be read", "utf-8"]),
+        ("latin.txt", ["latin.txt", "line 1", "not in UTF-8", "byte 6", "--skip-bad-rows"]),
         ("no.parquet", ["no.parquet", "could not be read"]),
         ("no.jsonl.gz", ["no.jsonl.gz", "could not be read"]),
-        ("text.csv", ["text.csv", "suffix", ".parquet"]),
+        ("text.csv", ["text.csv", "suffix", ".parquet", "to_parquet"]),
         ("no_text", ["no_text", "holds no"]),
         ("blank.txt", ["blank.txt", "no document"]),
         ("txet.txt", ["txet.txt", "does not exist", "Did you mean", "text.txt"]),
@@ -467,6 +479,26 @@ def test_text_that_cannot_be_read(name: str, said: list[str], folder: Path, refu
     """The file is named, the line where there is one, and why."""
     column = "body" if name == "broken.jsonl" else "text"
     line = refusal("l1_crosscoder", dataset=folder / name, text_column=column)
+    for part in said:
+        assert part in line
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"dataset_split": "tset"}, ["dataset_split='tset'", "Did you mean 'test'"]),
+        ({"dataset_config": "en"}, ["dataset_config='en'", "no configurations"]),
+        ({"dataset_revision": "v1"}, ["dataset_revision='v1'", "leave --dataset-revision out"]),
+        ({"dataset": "text.txt", "dataset_split": "test"}, ["dataset_split='test'", "leave --dataset-split out"]),
+        ({"dataset": "embedded", "dataset_config": "en"}, ["dataset_config='en'", "leave --dataset-config out"]),
+        ({"dataset": "nobody/none", "dataset_config": "en"}, ["'nobody/none'", "config 'en'", "split 'train'"]),
+    ],
+)
+def test_a_part_of_a_data_set_that_is_not_there(given: dict, said: list[str], folder: Path, refusal) -> None:
+    """The option, its value, and what there is."""
+    source = given.get("dataset", "parts")
+    path = folder / source if (folder / source).exists() else source
+    line = refusal("l1_crosscoder", **{**given, "dataset": path})
     for part in said:
         assert part in line
 

@@ -13,7 +13,7 @@ PACKAGE = Path(crosscode.__file__).parent
 FLOORS = [
     (
         *("errors", "checks", "module", "shapes", "batch", "kernels", "latents", "schedulers", "phases"),
-        *("command_line", "run_files", "one_definition"),
+        *("command_line", "run_files", "one_definition", "protocols", "finite", "order"),
     ),
     ("activations",),
     ("models",),
@@ -29,7 +29,7 @@ FLOORS = [
 FLOOR = {part: number for number, parts in enumerate(FLOORS) for part in parts}
 IN_ONE_PLACE = {
     "wandb": "callbacks/log.py",
-    "transformer_lens": "data/transformer_lens_model.py",
+    "transformer_lens": "data/bridge.py",
     "datasets": "data/documents.py",
     "plotly": "report/figures.py",
 }

@@ -37,6 +37,10 @@ def test_both_forms_say_the_same(seed: int, rate: float) -> None:
     assert torch.equal(sparse.fired_L(), dense.fired_L())
     assert torch.equal(sparse.count_L(), dense.count_L())
     assert torch.equal(sparse.l0_B(), dense.l0_B())
+    torch.testing.assert_close(sparse.sum_L(), dense.dense().sum(0))
+    torch.testing.assert_close(dense.sum_L(), dense.dense().sum(0))
+    assert sparse.density() == sparse.values.numel() / (B * L)
+    assert dense.density() == 1
     assert torch.equal(sparse.detach().dense(), dense.detach().dense())
     assert not sparse.detach().dense().requires_grad
 

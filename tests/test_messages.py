@@ -19,9 +19,11 @@ PACKAGE = Path(crosscode.__file__).parent
 PAGE = PACKAGE.parents[1] / "docs" / "when_something_goes_wrong.md"
 FILES = sorted(PACKAGE.rglob("*.py"))
 GAP = "…"
-REASONS = {"DamagedShard"}  # stand in the brackets of a warning
+TOLD_LATER = {"Unusable", "BadInput", "tell_once"}  # made in one place and raised in another
+REASONS = {"DamagedShard", "NoReadOut"}  # stand in a warning
 OTHERS = {  # raised on purpose, and no message to a user
-    "AssertionError", "StopIteration", "SystemExit", "Interrupted", "_AllHarvested", "NotImplementedError", "OSError",
+    "AssertionError", "StopIteration", "SystemExit", "Interrupted", "_AllHarvested", "_HeadReached",
+    "NotImplementedError", "OSError",
 }  # fmt: skip
 
 
@@ -68,7 +70,7 @@ def messages() -> Iterator[tuple[str, str]]:
             call = node.exc if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) else node
             if not isinstance(call, ast.Call) or not call.args:
                 continue
-            raised = isinstance(node, ast.Raise) and called(call.func) in names
+            raised = (isinstance(node, ast.Raise) and called(call.func) in names) or called(call.func) in TOLD_LATER
             logged = called(call.func) == "warning" and called(getattr(call.func, "value", call)) == "log"
             warned = logged or called(call.func) == "warn"
             if (raised and called(call.func) not in REASONS) or warned:

@@ -1,6 +1,8 @@
 """The README does what it says."""
 
 import re
+import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -46,9 +48,28 @@ def test_its_test_command_is_the_one_that_is_run() -> None:
     (command,) = re.findall(r"Pass the tests:\n\n```bash\n(.*?)```", README, re.DOTALL)
     ours = [part.strip() for part in command.replace("\\\n", " ").split("&&")]
     run = (ROOT / ".ci" / "run").read_text().replace("pip install -q", "pip install")
-    assert ours[-1] == 'pytest -n 2 -m "not slow"'
+    assert ours[-1] == "pytest -n 2"
     for part in ours[2:]:
         assert re.search(rf"^{re.escape(part)}( --group \w+)*$", run, re.MULTILINE), part
+
+
+def test_nothing_slow_runs_without_being_asked_for() -> None:
+    """Not even where a folder is named: the options deselect it, and a later `-m slow` is what counts."""
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
+    words = shlex.split(options["addopts"])
+
+    assert words[words.index("-m") + 1] == "not slow"
+
+
+def test_the_pythons_it_names_are_those_that_are_proven() -> None:
+    """README and classifiers claim the same versions, from the oldest allowed on; `.ci/run` has the others run too."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    claimed = re.findall(r"Python :: (3\.\d+)$", "\n".join(project["classifiers"]), re.MULTILINE)
+    (told,) = re.findall(r"on a fresh machine with Python (.*?);", README)
+
+    assert re.findall(r"3\.\d+", told) == claimed
+    assert project["requires-python"] == f">={claimed[0]}"
+    assert "-s core -p $others" in (ROOT / ".ci" / "run").read_text()
 
 
 def test_its_table_names_every_recipe() -> None:

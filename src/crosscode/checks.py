@@ -5,8 +5,10 @@ from collections.abc import Collection, Sequence
 from typing import Any, get_args
 
 import torch
+from typing_extensions import is_protocol
 
 from crosscode.errors import BadInput, close_match, first_line
+from crosscode.protocols import missing
 
 
 def number(name: str, value: float | int) -> None:
@@ -59,11 +61,15 @@ def one_of(name: str, value: object, choices: Any) -> None:
 
 
 def instance(name: str, value: object, kind: Any, what: str) -> None:
-    """An object of a class, or of a protocol, or a line that says what was given; `what` names the kind."""
+    """An object of a class, or of a protocol, or a line that says what was given; `what` names the kind.
+
+    Of a protocol the line also names the members that are missing.
+    """
     if isinstance(value, type):
         raise BadInput(f"{name}={value.__name__} is a class: hand over an object of it, such as {value.__name__}(…).")
     if not isinstance(value, kind):
-        raise BadInput(f"{name} must be {what}, got {_shown(value)}.")
+        lacking = f": it has no {', '.join(missing(value, kind))}" if is_protocol(kind) else ""
+        raise BadInput(f"{name} must be {what}, got {_shown(value)}{lacking}.")
 
 
 def functions(name: str, values: object) -> None:
@@ -86,16 +92,84 @@ def _shown(value: object) -> str:
     return f"a {type(value).__name__}" if len(text) > 60 or "\n" in text else text
 
 
+CALLED_OTHERWISE = {"gpu": "cuda", "nvidia": "cuda", "rocm": "cuda", "hip": "cuda", "metal": "mps", "intel": "xpu"}
+
+
 def usable_device(device: str | torch.device) -> torch.device:
-    """The device of that name, or a line that says why this torch cannot compute on it."""
+    """The device of that name, or a line that says why this torch cannot compute on it, and what it can."""
+    why: str | None
     try:
         found = torch.device(device)
-        torch.empty(0, device=found)
-        if found.type == "meta":
-            raise NotImplementedError("it holds no values")
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise BadInput(f"device {str(device)!r} is not available here: {first_line(error)}") from error
-    return found
+    except (RuntimeError, TypeError):
+        why = _no_device(str(device))
+    else:
+        why = _unusable(found)
+        if why is None:
+            return torch.device("cpu") if found.type == "cpu" else found
+    raise BadInput(f"device {str(device)!r} is not available here: {why}. Usable: {', '.join(_usable())}.")
+
+
+def _no_device(name: str) -> str:
+    """Why a name is none of a device."""
+    kind, colon, number = name.partition(":")
+    known = ("cpu", "cuda", "mps", "xpu")
+    meant = CALLED_OTHERWISE.get(kind.lower(), kind.lower())
+    if kind in known and colon:
+        return f"{number!r} is no number; a device is called {kind}, or {kind}:0 by its place"
+    close = f" Did you mean {meant + colon + number!r}?" if meant in known else close_match(kind.lower(), known, most=1)
+    return f"torch has no device of that name.{close.removesuffix('.')}"
+
+
+def _usable() -> list[str]:
+    """What this torch can compute on here."""
+    return ["cpu", *(f"{kind}:{i}" for kind in ("cuda", "xpu") for i in range(getattr(torch, kind).device_count()))]
+
+
+def _unusable(device: torch.device) -> str | None:
+    """Why nothing can be computed on a device; None if it can."""
+    kind, place = device.type, device.index or 0
+    build = f"this torch ({torch.__version__})"
+    if kind == "meta":
+        return "it holds no values"
+    if kind == "cpu":
+        return "there is one cpu, whatever its cores" if place else None
+    if kind == "cuda" and not torch.backends.cuda.is_built():
+        return f"{build} was built without CUDA; https://pytorch.org/get-started tells how to install one with it"
+    if kind == "mps" and not torch.backends.mps.is_built():
+        return f"{build} was built without MPS, which is for Macs with Apple's chips"
+    if kind in ("cuda", "xpu"):
+        maker = "NVIDIA or AMD" if kind == "cuda" else "Intel"
+        n = getattr(torch, kind).device_count()
+        if n == 0:
+            return f"{build} finds no {maker} GPU; look at the driver, and at CUDA_VISIBLE_DEVICES"
+        if place >= n:
+            return f"there {'is' if n == 1 else 'are'} {n}, counted from {kind}:0"
+    try:  # sums are kept in float64, which not every device has; a kernel shows whether the build is for this one
+        (torch.zeros(1, dtype=torch.float64, device=device) + 1).item()
+    except (RuntimeError, AssertionError, TypeError, ImportError) as error:
+        what = "it has no float64, in which sums are kept" if isinstance(error, TypeError) else first_line(error)[:200]
+        return what.removesuffix(".")
+    return None
+
+
+def usable_dtype(name: str, value: object, dtype: torch.dtype, device: torch.device) -> None:
+    """A device that multiplies matrices of a dtype, or a line that says which option asked for what it lacks."""
+    if device.type == "meta":
+        return
+    try:
+        one = torch.ones(2, 2, dtype=dtype, device=device)
+        torch.softmax(one @ one, -1).sum().item()
+    except (RuntimeError, TypeError) as error:
+        raise BadInput(
+            f"{name}={value!r} cannot be computed on device {str(device)!r}: {first_line(error)[:200]}. Take float32."
+        ) from error
+
+
+def latents_of_coder(name: str, latents: slice, n_latents: int) -> None:
+    """A range of a coder's latents, or a line that says that it is of a larger coder: Python would cut it short."""
+    for bound in (latents.start, latents.stop):
+        if bound is not None and not -n_latents <= bound <= n_latents:
+            raise BadInput(f"{name}={latents!r} is no range of the coder's n_latents={n_latents}.")
 
 
 def contiguous(name: str, latents: slice) -> None:

@@ -8,14 +8,14 @@ from typing import Any, Literal
 
 import attrs
 
-from crosscode.checks import at_least, at_most
+from crosscode.checks import at_least, at_most, usable_device
 from crosscode.command_line import errors_in_one_line, read_command
 from crosscode.data import Dataloader
 from crosscode.data.cache import list_cache, prune_cache, verify_cache
 from crosscode.errors import DAMAGE, BadInput, warn
 from crosscode.evaluation import Ablation, CutOffs, full_evaluation
 from crosscode.report import print_evaluation, print_exclusivity, write_report
-from crosscode.run import RunOptions, held_out_of, judge_by_null
+from crosscode.run import RunOptions, held_out_of, judge_by_null, print_loading
 from crosscode.run_files import CODER, CONFIGURATION, OPTIONS, read_dead, read_json
 from crosscode.run_folder import locked, writing
 from crosscode.saving import load
@@ -56,8 +56,16 @@ def evaluate(
     cut_offs = CutOffs(relative_norm, nu_error, nu_recon)
     options = RunOptions.read(run / OPTIONS)
     options = options if device is None else attrs.evolve(options, device=device)
+    try:
+        usable_device(options.device)
+    except BadInput as error:
+        if device is not None:
+            raise
+        raise BadInput(f"{str(run)!r} was trained on another machine: {error} Give --device, such as cpu.") from error
     coder = load(run / CODER, device=options.device)
     held_out = held_out_of(coder, options)
+    if not quiet:
+        print_loading(run.name, options)
     if changed := changed_since_training(run, held_out):
         differ = "; ".join(changed)
         warn(f"{run.name} was trained on other models or text ({differ}): figures are of what is there now.")

@@ -171,15 +171,17 @@ def _complaint(arguments: Sequence[str], kinds: Mapping[str, Any]) -> str | None
                 off = switch.replace("--", "--no-", 1)
                 return f"{option} takes no value, but was given {values[0]!r}: write {switch} or {off}."
             continue
-        kind = kinds.get(option)
+        kind, or_none = kinds.get(option), ""
         if get_origin(kind) in (Union, UnionType):
             if values == ["None"] and NoneType in get_args(kind):
                 continue
+            or_none = " or None" if NoneType in get_args(kind) else ""
             kind = next(each for each in get_args(kind) if each is not NoneType)
         choices = get_args(kind) if get_origin(kind) is Literal else ()
         allowed = f"one of {', '.join(map(repr, choices))}" if choices else KINDS.get(kind)
         if allowed is None:  # several values, or a type that tyro knows better
             continue
+        allowed += or_none
         if not values:
             return f"{option} needs a value: {allowed}."
         if len(values) > 1:

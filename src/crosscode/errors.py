@@ -21,6 +21,10 @@ class BadInput(CrosscodeError, ValueError):
     """An argument that cannot work, found before any expensive work starts."""
 
 
+class NumericalError(CrosscodeError):
+    """An activation, loss, penalty, gradient or weight is NaN or infinite; nothing was stepped or saved."""
+
+
 class CrosscodeWarning(UserWarning):
     """Every warning of crosscode: something was lost or will differ, and the run goes on; one line."""
 

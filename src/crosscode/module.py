@@ -1,12 +1,18 @@
 """`@module`: attrs for `nn.Module`s. The attrs fields of a module are its spec, which is what gets saved."""
 
-from typing import Any, TypeVar, dataclass_transform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 
 import attrs
 from torch import nn
 
 ModuleType = TypeVar("ModuleType", bound=type[nn.Module])
 Part = TypeVar("Part", bound=nn.Module)
+if TYPE_CHECKING:
+    Field = attrs.Attribute[Any]
+else:
+    Field = attrs.Attribute  # takes no subscript when it runs, where shape checkers read annotations
 
 
 def _start_as_module(self: nn.Module) -> None:
@@ -29,7 +35,18 @@ def evolve(part: Part, **changes: Any) -> Part:
     return attrs.evolve(part, **changes)  # type: ignore[misc]  # attrs knows `@module`'s classes, mypy does not
 
 
-def fields_of(part: object) -> tuple["attrs.Attribute[Any]", ...]:
+@contextmanager
+def in_eval_mode(part: nn.Module) -> Iterator[None]:
+    """A module in eval mode for a while; its mode is put back, whatever happens meanwhile."""
+    was_training = part.training
+    part.eval()
+    try:
+        yield
+    finally:
+        part.train(was_training)
+
+
+def fields_of(part: object) -> tuple[Field, ...]:
     """The attrs fields of a part."""
-    fields: tuple[attrs.Attribute[Any], ...] = attrs.fields(type(part))  # type: ignore[arg-type]
+    fields: tuple[Field, ...] = attrs.fields(type(part))  # type: ignore[arg-type]
     return fields

@@ -12,6 +12,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +32,19 @@ from crosscode.callbacks import (
 )
 from crosscode.command_line import errors_in_one_line, read_options
 from crosscode.data import Dataloader
+from crosscode.data.dataloader import tokens_read
 from crosscode.errors import BadInput, CrosscodeError, warn
 from crosscode.evaluation import (
     Evaluation,
     Exclusivity,
+    Parts,
     compared,
     diffs_models,
     exclusivity,
     full_evaluation,
     is_evaluated,
     measures,
+    remove_evaluation,
     remove_exclusivity,
 )
 from crosscode.metrics import Dead
@@ -61,7 +65,10 @@ from crosscode.run_files import (
     write_provenance,
 )
 from crosscode.run_folder import (
+    RECIPE,
+    check_null,
     check_output,
+    check_resumed,
     made_and_locked,
     refuse_cut_short,
     saying_how_to_resume,
@@ -74,6 +81,13 @@ from crosscode.training import Trainer, delete_checkpoints, describe
 from crosscode.training.memory import Estimate, estimate, free_bytes, free_disk
 
 __all__ = ["MLP_INPUTS", "MLP_OUTPUTS", "RESIDUAL", "RunOptions", "main"]  # what a recipe needs
+
+
+def print_loading(name: str, run: RunOptions) -> None:
+    """Say once that models are loaded, which may take a while."""
+    models = (*run.models, *([] if run.null is None else [run.null]))
+    n_bytes = sum(getattr(model, "weight_bytes", 0) for model in run.language_models)
+    print(f"{name}: loading {', '.join(models)} ({n_bytes / 1e9:.2g} GB of weights)", file=sys.stderr)
 
 
 def dataloader_of(trainer: Trainer) -> Dataloader:
@@ -112,13 +126,19 @@ def run_beside_null(factory: Callable[..., Trainer], run: RunOptions, scheme: Ma
     trainer, null_trainer = (factory(each, **scheme) for each in (run, null_run))  # bad input is told before training
     if not diffs_models(trainer.model):
         raise BadInput(f"null={run.null!r}: {name} does not write two models side by side.")
-    if not null_run.resume:
-        refuse_cut_short(null_run.directory(name))
+    if null_run.resume:
+        check_null(null_trainer, null_run.directory(name))
+    else:
+        refuse_cut_short(null_run.directory(name), name)
     summary = run_recipe(trainer, run, name)
     torch.manual_seed(run.seed)
     run_recipe(null_trainer, null_run, name)
     directory = run.directory(name)
-    found = judge_by_null(directory)
+    parts = Parts()
+    found = parts.run("comparing with the null", partial(judge_by_null, directory))
+    if parts.absent:
+        summary["absent"] = {**summary.get("absent", {}), **parts.absent}
+        write_json(directory / SUMMARY, summary)
     if found is not None:
         summary |= {"null/false_positives": found.null.n_exclusive, "null/latents": found.n_null}
         summary |= {"null/false_positive_rate": found.false_positive_rate, "null/exclusive": found.pair.n_exclusive}
@@ -132,7 +152,8 @@ def run_beside_null(factory: Callable[..., Trainer], run: RunOptions, scheme: Ma
         finally:
             wandb.finish()
     if found is not None and not run.quiet:
-        print_exclusivity(found, held_out_of(trainer.model, run).model_names)
+        names = held_out_of(trainer.model, run).model_names
+        parts.run("showing the null", partial(print_exclusivity, found, names), passing_on=(OSError,))
         if reported:
             print(f"The report: {directory / REPORT}")
     return summary
@@ -183,14 +204,14 @@ def run_recipe(trainer: Trainer, run: RunOptions, name: str) -> dict[str, Any]:
     )
     trainer.held_out = held_out_of(trainer.model, run)
     with made_and_locked(directory, trainer):
-        take_up(trainer, directory, run.resume, run.resume_changed)
+        take_up(trainer, directory, name, run.resume, run.resume_changed)
         if not run.resume:
             delete_checkpoints(directory / CHECKPOINTS)  # of a complete run, which this one replaces …
             shutil.rmtree(directory / NULL, ignore_errors=True)  # … and of its null, which is not this one's
         (directory / SUMMARY).unlink(missing_ok=True)
         with writing(directory):
             run.write(directory / OPTIONS)
-            write_json(directory / CONFIGURATION, describe(trainer))
+            write_json(directory / CONFIGURATION, {RECIPE: name, **describe(trainer)})
         first_step = trainer.state.step
         if not run.quiet:
             begin = f"measuring scales on {run.init_tokens:,} tokens first"
@@ -220,21 +241,39 @@ def _measure(trainer: Trainer, run: RunOptions, name: str, spent: TimeSpent | No
     if not run.quiet:
         print(f"{name}: measuring on {run.eval_tokens:,} held-out tokens", file=sys.stderr)
     dead_L = (trainer.state.tokens_since_fired_L >= dead_after).cpu()
-    evaluation = full_evaluation(coder, held_out, run.eval_tokens, splice_tokens=run.splice_tokens, dead_L=dead_L)
-    summary = {
-        "recipe": name,
-        "step": trainer.state.step,
-        "tokens": trainer.state.tokens,
-        **evaluation.finite(),
-        **({} if spent is None else {"tokens_per_second": spent.tokens_per_second, "time": spent.shares}),
-    }
+    read = tokens_read(trainer.state.cursor)
+    parts = Parts()
+    measured = partial(
+        full_evaluation, coder, held_out, run.eval_tokens, splice_tokens=run.splice_tokens, dead_L=dead_L
+    )
+    evaluation = parts.run("the evaluation", measured)
     with writing(directory):
         save_silence(directory, trainer.state.tokens_since_fired_L, dead_L)
-        evaluation.save(directory)
         remove_exclusivity(directory)  # what an earlier run in this folder was judged to be
+        if evaluation is not None:
+            parts.run("saving the evaluation", partial(evaluation.save, directory), passing_on=(OSError,))
+        if parts.absent:
+            remove_evaluation(directory)  # an earlier run's
+        absent = {**parts.absent, **({} if evaluation is None else evaluation.absent)}
+        summary = {
+            "recipe": name,
+            "step": trainer.state.step,
+            "tokens": trainer.state.tokens,
+            **{f"training_tokens/{name}": n for name, n in attrs.asdict(read).items()},
+            **({"bad_rows": trainer.state.cursor.get("bad_rows", 0)} if run.skip_bad_rows else {}),
+            **({} if evaluation is None else evaluation.finite()),
+            **({"absent": absent} if absent else {}),
+            **({} if spent is None else {"tokens_per_second": spent.tokens_per_second, "time": spent.shares}),
+        }
         write_json(directory / SUMMARY, summary)
     if not run.quiet:
-        print_evaluation(evaluation, f"{name} after {trainer.state.tokens:,} tokens, on held-out text")
+        if evaluation is not None:
+            title = f"{name} after {trainer.state.tokens:,} tokens, on held-out text"
+            shown = partial(print_evaluation, evaluation, title)
+            parts.run("showing the evaluation", shown, passing_on=(OSError,))
+        print(f"Training, {read}")
+        if run.skip_bad_rows:
+            print(f"Bad rows that were left out of the training text: {summary['bad_rows']:,}")
         print(f"\nThe coder is in {directory / CODER}; to load it:\n\n    import crosscode")
         print(f"    coder = crosscode.load({str(directory / CODER)!r})")
         print("    latents = coder.encode(activations)  # raw ones\n")
@@ -244,7 +283,8 @@ def _measure(trainer: Trainer, run: RunOptions, name: str, spent: TimeSpent | No
 def memory_of(factory: Callable[..., Trainer], run: RunOptions, scheme: Mapping[str, Any]) -> Estimate:
     """What a run would take of memory, from a coder without values; the data are found, and not yet read."""
     for model in run.language_models:
-        _ = model.hookpoints
+        for hookpoint in (*run.reads, *run.writes) or run.hookpoints:
+            _ = model.width(hookpoint)  # found in the model as it is, not in one without values
     without_values = attrs.evolve(run, device="meta")
     for shared in ("language_models", "_dataloaders"):
         vars(without_values)[shared] = getattr(run, shared)
@@ -261,13 +301,14 @@ def _wandb_of(run: RunOptions, name: str) -> WeightsAndBiases:
 
 
 def _report(directory: Path, wandb: WeightsAndBiases) -> bool:
-    """The page, and its figures for wandb; a run is complete without them. Whether they were made."""
+    """The page, and its figures for wandb; a run is complete without them. Whether there is a page."""
     try:
-        wandb.show(write_report(directory), figures_of(directory))
-        return True
+        page = write_report(directory)
     except Exception as error:
         warn(f"no report was made ({type(error).__name__}: {error}); the run is complete.")
         return False
+    Parts().run("showing the report in wandb", lambda: wandb.show(page, figures_of(directory)))
+    return True
 
 
 def main(factory: Callable[..., Trainer], arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -281,6 +322,8 @@ def main(factory: Callable[..., Trainer], arguments: Sequence[str] | None = None
         run, scheme = read_options(factory, arguments)
         run.check_like(inspect.signature(factory).parameters["run"].default)
         check_output(run.directory(factory.__name__))
+        if run.resume:
+            check_resumed(run.directory(factory.__name__), factory.__name__, run.resume_changed)
         check_project("WANDB_PROJECT", os.environ.get("WANDB_PROJECT") or None)
         memory = memory_of(factory, run, scheme)
         free = free_bytes(memory.device), free_disk(run.directory(factory.__name__))
@@ -288,6 +331,8 @@ def main(factory: Callable[..., Trainer], arguments: Sequence[str] | None = None
             print(memory.table(*free))
             return {}
         memory.check(*free)
+        if not run.quiet:
+            print_loading(factory.__name__, run)
         torch.manual_seed(run.seed)
         with saying_how_to_resume(run.directory(factory.__name__), arguments):
             if run.null is not None:

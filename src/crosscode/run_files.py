@@ -1,14 +1,14 @@
 """The files in a run's folder, and what is read and written by more than one part of crosscode.
 
-    options.json          models, data, hookpoints and all else that recipes share
-    configuration.json    what the trainer was made of
-    metrics.jsonl         curves
-    summary.json          the figures at the end; there once the run is complete
-    provenance.json       when, where and with which versions
-    coder/                the trained coder (`crosscode.load`)
-    silence.safetensors   tokens_since_fired_L, dead_L: for how long each latent had been silent in training
-    checkpoints/  evaluation/  null/  wandb/
-    report.html           the page that shows all of it
+options.json          models, data, hookpoints and all else that recipes share
+configuration.json    what the trainer was made of
+metrics.jsonl         curves
+summary.json          the figures at the end; there once the run is complete
+provenance.json       when, where and with which versions
+coder/                the trained coder (`crosscode.load`)
+silence.safetensors   tokens_since_fired_L, dead_L: for how long each latent had been silent in training
+checkpoints/  evaluation/  null/  wandb/
+report.html           the page that shows all of it
 """
 
 import hashlib

@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from signal import SIGINT
 
-from crosscode.errors import BadInput, CrosscodeError, warn
-from crosscode.run_files import CHECKPOINTS, NULL, SUMMARY
-from crosscode.training import Interrupted, NumericalError, Trainer, load_checkpoint, newest_checkpoint
+from crosscode.errors import DAMAGE, BadInput, CrosscodeError, close_match, warn
+from crosscode.run_files import CHECKPOINTS, CONFIGURATION, NULL, OPTIONS, SUMMARY, read_json
+from crosscode.training import Interrupted, NumericalError, Trainer, describe, load_checkpoint, newest_checkpoint
+from crosscode.training.description import differences
 from crosscode.training.interrupt import Terminated, sigterm_as_interrupt
 
 LOCK = "run.lock"
+RECIPE = "recipe"  # in a run's configuration: the name of what made it
 
 
 def check_output(directory: Path) -> None:
@@ -29,6 +31,74 @@ def check_output(directory: Path) -> None:
         raise BadInput(f"output={str(directory)!r}: {str(nearest)!r} is a file, not a directory.")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise BadInput(f"output={str(directory)!r}: {str(nearest)!r} cannot be written to.")
+
+
+def check_resumed(directory: Path, recipe: str, changed: Sequence[str]) -> None:
+    """Refuse to go on in a folder that is none of this recipe's runs, saying what it is, or what to give instead.
+
+    Args:
+        directory: where a run is to go on.
+        recipe: the name of the recipe that is to go on.
+        changed: what is meant to differ; `recipe` for one that was renamed.
+
+    Raises:
+        BadInput: it is missing, a part of a run's folder, another recipe's, or something else.
+    """
+    if not directory.exists():
+        near = directory.parent
+        siblings = [each.name for each in near.iterdir() if each.is_dir()] if near.is_dir() else []
+        close = close_match(directory.name, siblings) if siblings else ""
+        raise BadInput(f"resume: output={str(directory)!r} does not exist.{close}")
+    for folder in list(directory.absolute().parents)[:2]:
+        part = directory.absolute().relative_to(folder).as_posix()
+        if (folder / OPTIONS).is_file() and (part == NULL or not (directory / OPTIONS).is_file()):
+            kind = "the null run" if part == NULL else repr(part)
+            raise BadInput(
+                f"resume: output={str(directory)!r} is {kind} of the run in {str(folder)!r}: give --output {folder}."
+            )
+    if not (directory / CHECKPOINTS).is_dir():
+        if (directory / OPTIONS).is_file():
+            raise BadInput(
+                f"resume: output={str(directory)!r} holds a run without its checkpoints: put {CHECKPOINTS}/ there, or "
+                "leave --resume out."
+            )
+        holds = ", ".join(sorted(each.name for each in directory.iterdir())[:6])
+        raise BadInput(f"resume: output={str(directory)!r} is no folder of a run: it holds {holds or 'nothing'}.")
+    before = recipe_of(directory)
+    if before not in (None, recipe) and RECIPE not in changed:  # a list of all that differs would say less
+        raise BadInput(
+            f"resume: output={str(directory)!r} was made by the recipe {before}, not by {recipe}: run {before}, or "
+            f"give another --output. If it was renamed: --resume-changed {RECIPE}"
+        )
+
+
+def check_null(trainer: Trainer, directory: Path) -> None:
+    """Refuse to go on with the run of another null, before the pair's run goes on.
+
+    Args:
+        trainer: of the null run, fresh.
+        directory: of the null run.
+
+    Raises:
+        BadInput: the models there are not this one's.
+    """
+    try:
+        then = read_json(directory / CONFIGURATION)["data"]["harvester"]["models"]
+        now = describe(trainer.data)["harvester"]["models"]
+        differing, was = differences(then, now, "models"), then[1]["called"]
+    except DAMAGE:
+        return
+    if differing:
+        raise BadInput(
+            f"resume: {str(directory)!r} is of the null {was}, not of {now[1]['called']}: give --null {was}, or remove "
+            "that folder."
+        )
+
+
+def recipe_of(directory: Path) -> str | None:
+    """The recipe that made a run; None where that is not written down."""
+    configuration = read_json(directory / CONFIGURATION)
+    return configuration.get(RECIPE) if isinstance(configuration, dict) else None
 
 
 @contextmanager
@@ -79,12 +149,13 @@ def locked(directory: Path) -> Iterator[None]:
         lock.release()
 
 
-def take_up(trainer: Trainer, directory: Path, resume: bool, changed: Sequence[str]) -> None:
+def take_up(trainer: Trainer, directory: Path, recipe: str, resume: bool, changed: Sequence[str]) -> None:
     """Put the trainer at the newest whole checkpoint if it is to resume, and keep a run that was cut short if not.
 
     Args:
         trainer: fresh, with the configuration of this run.
         directory: the run's folder.
+        recipe: the name of this run's recipe.
         resume: whether to go on.
         changed: fields of the configuration that are meant to differ.
 
@@ -94,20 +165,29 @@ def take_up(trainer: Trainer, directory: Path, resume: bool, changed: Sequence[s
     if changed and not resume:
         raise BadInput(f"resume_changed={tuple(changed)}: there is nothing to compare with without --resume.")
     if not resume:
-        refuse_cut_short(directory)
+        refuse_cut_short(directory, recipe)
         return
     newest = newest_checkpoint(directory / CHECKPOINTS)
     if newest is None:
         raise BadInput(f"resume: {str(directory / CHECKPOINTS)!r} holds no whole checkpoint.")
-    load_checkpoint(trainer, newest, changed)
+    load_checkpoint(trainer, newest, [name for name in changed if name != RECIPE])
 
 
-def refuse_cut_short(directory: Path) -> None:
-    """Raise `BadInput` for the folder of a run that is not complete: a new one would replace it."""
-    if not (directory / SUMMARY).exists() and newest_checkpoint(directory / CHECKPOINTS) is not None:
+def refuse_cut_short(directory: Path, recipe: str) -> None:
+    """Raise `BadInput` for the folder of a run that is not complete: a new one, of this recipe, would replace it."""
+    if not is_complete(directory) and newest_checkpoint(directory / CHECKPOINTS) is not None:
+        before = recipe_of(directory) or recipe
+        of, on = ("", "--resume") if before == recipe else (f" of {before}", f"{before} with --resume")
         raise BadInput(
-            f"output={str(directory)!r} holds a run that was cut short: --resume goes on, another --output keeps it."
+            f"output={str(directory)!r} holds a run{of} that was cut short: {on} goes on, another --output keeps it."
         )
+
+
+def is_complete(directory: Path) -> bool:
+    """Whether a run, and the null run beside it if it was asked for, came to their end."""
+    options = read_json(directory / OPTIONS)
+    beside_null = isinstance(options, dict) and options.get("null") is not None
+    return all((each / SUMMARY).exists() for each in (directory, *([directory / NULL] if beside_null else [])))
 
 
 @contextmanager

@@ -21,7 +21,8 @@ from crosscode.data import (
     TokenSequences,
     load_language_model,
 )
-from crosscode.data.text_files import looks_local
+from crosscode.data.harvester import sequences_that_fit
+from crosscode.data.text_folders import looks_local
 from crosscode.errors import DAMAGE, BadInput
 from crosscode.models import SparseCoder
 from crosscode.run_files import CHECKPOINTS, NULL, write_json
@@ -52,13 +53,26 @@ class RunOptions:
         hookpoints: where activations are harvested, in TransformerLens names; a transcoder's are `reads` and `writes`.
         reads: hookpoints a transcoder reads; empty to reconstruct `hookpoints` from themselves.
         writes: hookpoints a transcoder writes.
-        dataset: `embedded`, a hub data set (streamed), or local .parquet, .jsonl or .txt files or folders.
+        dataset: `embedded`, a hub data set (streamed), or a local .parquet, .arrow, .jsonl, .json or .txt file (the
+            last three also in .gz or .zst), a folder of them, or a pattern such as `'folder/**/*.jsonl'`.
+        dataset_config: configuration of the data set, such as `en` of `allenai/c4`.
+        dataset_split: split of the data set; `train`, or its only one, if not given. What is held out of it for the
+            final figures is a twentieth of that split.
+        dataset_revision: branch, tag or commit of the data set.
         text_column: column of the text in the data set.
+        skip_bad_rows: leave out rows that cannot be read as text, and count them, instead of ending with the first.
         epochs: after how often the text was read training ends, if it has not; none reads it as often as needed.
         sequence_length: tokens of a sequence.
         drop_first: the first positions of a sequence, which no activation is taken from (position 0 is an attention
             sink whose norm is often 100 times the median).
-        max_norm_multiple: leave tokens out whose norm is more than this many times the median; none keeps all.
+        max_norm_multiple: leave tokens out whose norm, in any model at any hookpoint, is more than this many times the
+            median of those harvested at once: massive activations, of which a single one outweighs a batch. `None`
+            keeps all.
+        skip_not_finite: leave tokens out whose activations are NaN or infinite, up to 1 % of all, instead of refusing
+            them.
+        sequences_at_once: sequences of one forward pass of the models; by default 8 on a CPU, and on a GPU up to 64
+            with no more than 16,384 tokens that take no more than a sixteenth of its memory. To go on with `resume`
+            on another device, give the number that the run began with, which `options.json` tells.
         batch_size: tokens of a (micro-)batch (Minder et al. 2025: 2048; Gemma Scope: 4096).
         accumulate: micro-batches per optimizer step.
         lr_warmup: part of the run over which the learning rate rises from 0 (crosscoder ports: 0; GDM: 1000 steps).
@@ -80,7 +94,7 @@ class RunOptions:
         output: directory of the run; `runs/<recipe>` if not given.
         resume: continue from the newest checkpoint in `output`.
         resume_changed: with `resume`, the fields of the configuration that are meant to differ from those of the
-            checkpoint, as the refusal lists them: `lr.value`, or `lr` for all below it.
+            checkpoint, as the refusal lists them: `lr.value`, or `lr` for all below it; `recipe` if it was renamed.
         log_every: steps between rows of curves.
         checkpoint_every: steps between checkpoints.
         checkpoint_keep: how many of the newest checkpoints stay.
@@ -101,11 +115,17 @@ class RunOptions:
     reads: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
     dataset: str = "embedded"
+    dataset_config: str | None = None
+    dataset_split: str | None = None
+    dataset_revision: str | None = None
     text_column: str = "text"
+    skip_bad_rows: bool = False
     epochs: int | None = None
     sequence_length: int = 256
     drop_first: int = 1
-    max_norm_multiple: float | None = None
+    max_norm_multiple: float | None = 10.0
+    skip_not_finite: bool = False
+    sequences_at_once: int | None = None
     batch_size: int = 1024
     accumulate: int = 1
     lr_warmup: float = 0.0
@@ -148,7 +168,7 @@ class RunOptions:
         for name in COUNTS:
             count(name, getattr(self, name))
         count("sequence_length", self.sequence_length, least=2)
-        for name in ("checkpoint_keep_every", "epochs"):
+        for name in ("checkpoint_keep_every", "epochs", "sequences_at_once"):
             if getattr(self, name) is not None:
                 count(name, getattr(self, name))
         if self.ahead is not None:
@@ -199,15 +219,20 @@ class RunOptions:
             models[0],
             sequence_length=self.sequence_length,
             text_column=self.text_column,
+            dataset_config=self.dataset_config,
+            dataset_split=self.dataset_split,
+            dataset_revision=self.dataset_revision,
+            skip_bad_rows=self.skip_bad_rows,
             split=split,
             seed=self.seed,
         )
-        hookpoints = tuple(dict.fromkeys((*self.reads, *self.writes))) if self.reads else self.hookpoints
         harvester = Harvester(
             tuple(models),
-            hookpoints,
+            self._harvested,
+            sequences_at_once=self.harvested_at_once,
             drop_first=self.drop_first,
             max_norm_multiple=self.max_norm_multiple,
+            skip_not_finite=self.skip_not_finite,
             cache=self._activation_cache(),
         )
         try:
@@ -220,7 +245,7 @@ class RunOptions:
                     seed=self.seed,
                     reads=_names(self.reads, one_site),
                     writes=_names(self.writes, one_site),
-                    squeeze=len(models) == 1 and len(hookpoints) == 1,
+                    squeeze=len(models) == 1 and len(self._harvested) == 1,
                     epochs=self.epochs if split == "train" else 1,
                     ahead=self.ahead,
                 )
@@ -228,6 +253,19 @@ class RunOptions:
             raise BadInput(f"{SPLITS[split]}: {error}") from error
         self._dataloaders[split, one_site] = loader
         return loader
+
+    @property
+    def _harvested(self) -> tuple[str, ...]:
+        """All hookpoints that are read or written."""
+        return tuple(dict.fromkeys((*self.reads, *self.writes))) if self.reads else self.hookpoints
+
+    @functools.cached_property
+    def harvested_at_once(self) -> int:
+        """H, the sequences of one forward pass: `sequences_at_once`, or what suits the models' device."""
+        if self.sequences_at_once is not None:
+            return self.sequences_at_once
+        most = max(self.shuffle_buffer, self.batch_size) // 2
+        return sequences_that_fit(self.language_models, self._harvested, self.sequence_length, most)
 
     def _activation_cache(self) -> ActivationCache | None:
         if self.cache is None:
@@ -292,6 +330,7 @@ class RunOptions:
         run = attrs.evolve(
             self,
             models=(self.models[0], self.null),
+            sequences_at_once=self.harvested_at_once,
             revisions=revisions if self.revisions or self.null_revision else (),
             null=None,
             null_revision=None,
@@ -322,8 +361,15 @@ class RunOptions:
         return self.output or Path("runs") / recipe
 
     def write(self, file: Path) -> None:
-        """As JSON; local files and folders by their absolute paths, so that the run is understood from anywhere."""
-        write_json(file, attrs.asdict(self, value_serializer=lambda _, field, value: _absolute(field, value)))
+        """As JSON; local files and folders by their absolute paths, so that the run is understood from anywhere.
+
+        So is how many sequences are harvested at once, which what is left out of the text depends on a little.
+        """
+        fields = attrs.asdict(self, value_serializer=lambda _, field, value: _absolute(field, value))
+        made = next(iter(self._dataloaders.values()), None)
+        if made is not None:
+            fields["sequences_at_once"] = made.harvester.sequences_at_once
+        write_json(file, fields)
 
     @classmethod
     def read(cls, file: Path) -> "RunOptions":

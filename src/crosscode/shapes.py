@@ -53,7 +53,6 @@ def checked_dims(name: str, dims: object, n: int | None = None) -> Dims:
 
 def check_widths(name: str, dims: Dims, width: int, widths_X: Sequence[int] | None) -> None:
     """One real width a site, each between 1 and the padded one, or a line that names the argument."""
-    checked_dims("dims", dims)
     if widths_X is None:
         return
     if len(widths_X) != n_sites(dims):

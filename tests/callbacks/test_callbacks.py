@@ -238,24 +238,6 @@ def test_a_wandb_that_hangs_holds_nothing_up(tmp_path: Path, monkeypatch: pytest
     assert len(rows(tmp_path / "curves.jsonl")) == 10
 
 
-def test_a_resumed_run_goes_on_in_the_same_wandb_run(tmp_path: Path) -> None:
-    """One id; a run that begins anew has another."""
-
-    def ids() -> list[str]:
-        return sorted(folder.name.rsplit("-", 1)[1] for folder in (tmp_path / "wandb").glob("offline-run-*"))
-
-    trainer = a_trainer(num_steps=2)
-    for num_steps in (2, 4):
-        trainer.num_steps = num_steps
-        trainer.callbacks = [Log([WeightsAndBiases("offline", directory=tmp_path)], every=1)]
-        trainer.train()
-        time.sleep(1.1)  # wandb's folders are named by the second
-    assert len(ids()) == 2
-    assert len({*ids()}) == 1
-    a_trainer(Log([WeightsAndBiases("offline", directory=tmp_path)], every=1), num_steps=1).train()
-    assert len({*ids()}) == 2
-
-
 def test_rows_wait_for_room_on_the_disk(tmp_path: Path) -> None:
     """A full disk costs one warning; once there is room, every row is there once, and none is half written."""
     import resource
@@ -325,3 +307,121 @@ def test_intervals_are_at_least_one(given: dict[str, int]) -> None:
         Checkpoint("x", **given)
     with pytest.raises(BadInput, match="must be at least 1"):
         Log([], every=0)
+
+
+def test_checkpoints_of_round_steps_stay_too(tmp_path: Path) -> None:
+    """`keep` of the newest, and those of multiples of `keep_every`, the step itself included."""
+    a_trainer(Checkpoint(tmp_path, every=2, keep=1, keep_every=4)).train()
+    assert sorted(int(child.name.removeprefix("step_")) for child in tmp_path.iterdir()) == [4, 8, 10]
+
+
+class FakeWandb:
+    """Stands in wandb's place: writes down what it is asked for; going online fails if told so."""
+
+    def __init__(self, online: bool = True) -> None:
+        self.online = online
+        self.asked: list[dict[str, Any]] = []
+        self.logged: list[tuple[int | None, dict[str, Any]]] = []
+        self.finished = 0
+
+    def Settings(self, **settings: Any) -> dict[str, Any]:
+        return settings
+
+    def Histogram(self, values: list[float]) -> tuple[str, int]:
+        return "histogram", len(values)
+
+    def Html(self, page: str, inject: bool) -> tuple[str, str, bool]:
+        return "html", page, inject
+
+    def Plotly(self, figure: Any) -> tuple[str, Any]:
+        return "plotly", figure
+
+    def init(self, **arguments: Any) -> "FakeWandb":
+        assert arguments["dir"] is None or Path(arguments["dir"]).is_dir(), "wandb makes no folder of its own"
+        self.asked.append(arguments)
+        if arguments["mode"] == "online" and not self.online:
+            raise ConnectionError("no route")
+        return self
+
+    @property
+    def id(self) -> str:
+        return f"run{len(self.asked)}" if self.asked[-1]["id"] is None else self.asked[-1]["id"]
+
+    def log(self, numbers: dict[str, Any], step: int | None = None) -> None:
+        self.logged.append((step, numbers))
+
+    def finish(self) -> None:
+        self.finished += 1
+
+
+@pytest.fixture
+def wandb(monkeypatch: pytest.MonkeyPatch) -> FakeWandb:
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    return fake
+
+
+@pytest.mark.parametrize("folder", ["new/folder", ".", None])
+def test_wandb_is_asked_for_a_run(folder: str | None, wandb: FakeWandb, tmp_path: Path) -> None:
+    """In a folder that does not exist, one that does, and none; with the run's configuration; every row at its step."""
+    directory = None if folder is None else tmp_path / folder
+    sink = WeightsAndBiases("offline", "project", "name", directory, patience=7.0)
+    a_trainer(Log(sink, every=5, metrics=METRICS, samples_every=5)).train()
+    (asked,) = wandb.asked
+    assert asked["config"]["loss"] == {"type": "SummedSquaredError", "site_weights": None}
+    del asked["config"]
+    assert asked == {
+        "mode": "offline",
+        "project": "project",
+        "name": "name",
+        "dir": None if directory is None else str(directory),
+        "id": None,
+        "resume": "allow",
+        "settings": {"silent": True, "console": "off", "init_timeout": 7.0},
+    }
+    assert [step for step, _ in wandb.logged] == [1, 5, 10]
+    assert all("train/loss" in numbers for _, numbers in wandb.logged)
+    histograms = [step for step, numbers in wandb.logged if numbers.get("train/density/log10", [0])[0] == "histogram"]
+    assert histograms == [5, 10]
+    assert wandb.finished == 1
+    if directory is not None:
+        assert (directory / "wandb_id.txt").read_text() == "run1\n"
+
+
+def test_only_a_resumed_run_goes_on_under_its_id(wandb: FakeWandb, tmp_path: Path) -> None:
+    """A run that begins anew has a new one, also where an earlier run has left its own; without a folder, none."""
+    for directory, ids in ((tmp_path, [None, "run1", None]), (None, [None, None, None])):
+        wandb.asked.clear()
+        trainer = a_trainer(num_steps=1)
+        for num_steps in (1, 2):
+            trainer.num_steps = num_steps
+            trainer.callbacks = [Log(WeightsAndBiases(directory=directory), every=1)]
+            trainer.train()
+        a_trainer(Log(WeightsAndBiases(directory=directory), every=1), num_steps=1).train()
+        assert [asked["id"] for asked in wandb.asked] == ids
+
+
+def test_a_run_that_cannot_go_online_goes_on_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a warning that says why; offline, nothing is tried again."""
+    fake = FakeWandb(online=False)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    with pytest.warns(UserWarning, match=r"could not go online \(no route\)"):
+        a_trainer(Log(WeightsAndBiases("online"), every=5)).train()
+    assert [asked["mode"] for asked in fake.asked] == ["online", "offline"]
+    assert [step for step, _ in fake.logged] == [1, 5, 10]
+
+
+def test_a_run_held_open_takes_its_report(wandb: FakeWandb, tmp_path: Path) -> None:
+    """The page as it is and each figure by its name, after the last row and before the run ends."""
+    page = tmp_path / "report.html"
+    page.write_text("<p>ρ</p>", encoding="utf-8")
+    sink = WeightsAndBiases(hold=True)
+    a_trainer(Log(sink, every=10)).train()
+    assert wandb.finished == 0
+    sink.show(page, {"loss": "curve"})
+    sink.finish()
+    sink.finish()
+    report = {"report": ("html", "<p>ρ</p>", False), "report/loss": ("plotly", "curve")}
+    assert wandb.logged[-1] == (None, report)
+    assert len(wandb.logged) == 3
+    assert wandb.finished == 1

@@ -214,7 +214,10 @@ def test_nothing_is_measured_once_a_run_has_ended(tmp_path: Path) -> None:
 
 
 def test_one_profile_sees_a_whole_run(tmp_path: Path) -> None:
-    """Of two, neither would."""
+    """Of two, neither would: refused before anything is read, and inside another's run as that begins."""
+    with pytest.raises(BadInput, match="keep one of the two"):
+        a_trainer(Profile(tmp_path / "one.json"), Profile(tmp_path / "two.json"))
+    within = a_trainer(Profile(tmp_path / "two.json"))
     with pytest.raises(BadInput, match="second Profile"):
-        a_trainer(Profile(tmp_path / "one.json"), Profile(tmp_path / "two.json")).train()
+        a_trainer(lambda trainer, report: within.train(), Profile(tmp_path / "one.json")).train()
     assert running.get() is None

@@ -20,8 +20,10 @@ from crosscode.cli import main
 from crosscode.data import ActivationCache, Dataloader, Harvester, TokenSequences, load_language_model, shards
 from crosscode.data.cache import list_cache, prune_cache, verify_cache
 from crosscode.data.shards import key_of
+from crosscode.data.token_sequences import TokenSequence
 from crosscode.data.transformer_lens_model import TransformerLensModel
-from crosscode.errors import BadInput
+from crosscode.errors import BadInput, NumericalError
+from crosscode.kernels.allocator import ReusedMemory
 
 TOKENS_HS = torch.tensor([[0, 5, 6], [0, 7, 8]])
 
@@ -61,6 +63,57 @@ def test_a_second_run_harvests_nothing_and_does_not_load_the_model(saved_model, 
 
     assert (first_model.loaded, second_model.loaded, cache.misses) == (True, False, 0)
     assert torch.equal(cold, warm)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_shard_that_is_not_finite_where_the_model_is(fake_model, tmp_path, caplog, skip):
+    """Whole, with its checksum, and yet wrong: it is dropped and harvested again; asked to skip, its tokens are."""
+    model, sequences = fake_model(), [TokenSequence(0, torch.tensor([0, 5, 6]), torch.tensor([0, 0, 0]))]
+
+    def harvest():
+        return Harvester(model, ["a", "b"], cache=ActivationCache(tmp_path), skip_not_finite=skip).harvest(sequences)
+
+    right = harvest()
+    (file,) = files(tmp_path)
+    acts = shards.read_shard(file, (1, 3, 2, 3), ReusedMemory()).clone()
+    acts[0, 2, 1, 0] = float("nan")
+    key = key_of(file)
+    file.unlink()
+    shards.write_shard(tmp_path / key[:2], key, acts, {})
+
+    again = harvest()
+
+    assert again.counts.not_finite == skip
+    if not skip:
+        assert torch.equal(again.acts_NMPD, right.acts_NMPD)
+        (line,) = [record.getMessage() for record in caplog.records]
+        assert "NaN or infinity where the model gives none" in line
+        assert torch.equal(harvest().acts_NMPD, right.acts_NMPD)
+        assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("stored", [None, torch.float16])
+def test_what_a_cache_cannot_hold_is_told_from_what_a_model_gives(fake_model, tmp_path, stored):
+    """bfloat16 beyond 65,504 is infinite in a float16 cache, cold and warm; masked tokens may overflow."""
+
+    class Large(fake_model):
+        def harvest(self, tokens_HS, hookpoints):
+            acts_HSPD = super().harvest(tokens_HS, hookpoints)
+            acts_HSPD[tokens_HS == large] *= 1e5
+            return acts_HSPD
+
+    sequences = [TokenSequence(0, torch.tensor([0, 5, 6, 5]), torch.tensor([7, 7, 7, 7]))]
+    for large, refused in ((0, False), (6, stored is not None)):
+        model = Large(dtype=torch.bfloat16)
+        for _ in range(2):
+            cache = ActivationCache(tmp_path / str(large), dtype=stored)
+            harvester = Harvester(model, "a", cache=cache, max_norm_multiple=None)
+            if not refused:
+                assert harvester.harvest(sequences).acts_NMPD.isfinite().all()
+                continue
+            with pytest.raises(NumericalError, match=r"'fake' at a: .* \(float16\) in document 7") as error:
+                harvester.harvest(sequences)
+            assert "The model's own bfloat16 is finite there: another cache_dtype holds it." in str(error.value)
 
 
 def test_whatever_activations_depend_on_changes_the_key(fake_model, tmp_path):

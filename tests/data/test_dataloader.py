@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from typing import Any
 
 import pytest
@@ -9,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crosscode.data import ActivationCache, Dataloader, Harvester, TokenSequences, load_language_model
-from crosscode.errors import BadInput
+from crosscode.data import ActivationCache, Dataloader, Harvester, TokenCounts, TokenSequences, load_language_model
+from crosscode.data.dataloader import tokens_read
+from crosscode.errors import BadInput, NumericalError
 
 
 @pytest.fixture(scope="session")
@@ -73,6 +75,59 @@ def test_a_cursor_resumes_to_the_bit(loader, batch_size, shuffle_buffer, H, data
         assert torch.equal(next(resumed).inputs_BXiDi, expected)
         assert resumed.cursor() == cursor
     assert next(resumed, None) is None
+
+
+def test_what_was_left_out_is_counted_once_wherever_it_is_read(loader, fake_model, tmp_path):
+    """Over epochs, read ahead, from a cache, resumed at any batch: what the text holds, and not what was read again."""
+    totals = []
+    for ahead, cache in ((0, None), (3, ActivationCache(tmp_path)), (0, ActivationCache(tmp_path))):
+        model = fake_model()
+        harvester = Harvester(model, ["a", "b"], sequences_at_once=3, max_norm_multiple=1.5, cache=cache)
+        data = loader(harvester=harvester, model=model, epochs=2, ahead=ahead)
+        one_epoch = sum((h.counts for h in harvester.over(data.sequences.iter_from(0, 0))), TokenCounts())
+        another = sum((h.counts for h in harvester.over(data.sequences.iter_from(0, 1))), TokenCounts())
+        list(data)  # as initialising does: nothing of it is counted
+        batches = iter(data)
+        cursors = [batches.cursor() for _ in batches]
+        for k in range(0, len(cursors), 7):
+            resumed = data.iter_from(cursors[k])
+            assert [resumed.cursor() for _ in resumed] == cursors[k + 1 :]
+        assert tokens_read(cursors[-1]) == one_epoch + another
+        assert one_epoch.outliers > 0
+        assert one_epoch.special > 0
+        assert one_epoch.first_positions == len(list(data.sequences))
+        assert tokens_read(cursors[-1]).kept == sum(len(batch) for batch in data)
+        assert all(tokens_read(a).read <= tokens_read(b).read for a, b in itertools.pairwise(cursors))
+        totals.append(cursors)
+    assert totals[0] == totals[1] == totals[2]
+    assert tokens_read({}) == TokenCounts()
+
+
+def test_a_run_that_skips_stops_where_too_much_is_not_finite(loader, fake_model):
+    """At the same batch, whether it was resumed or not: what came before counts."""
+
+    class Overflowing(fake_model):
+        def harvest(self, tokens_HS, hookpoints):
+            acts_HSPD = super().harvest(tokens_HS, hookpoints)
+            acts_HSPD[tokens_HS == 20, 0, 0] = float("inf")  # one word in 61: 1.6 %
+            return acts_HSPD
+
+    def new(skip):
+        model = Overflowing()
+        harvester = Harvester(model, ["a", "b"], sequences_at_once=8, skip_not_finite=skip)
+        return loader(100, n_documents=1000, model=model, harvester=harvester, shuffle_buffer=400, epochs=1)
+
+    with pytest.raises(NumericalError, match=r"model 'fake' at a: .* \(float32\) in document \d+"):
+        next(iter(new(skip=False)))
+    batches, served = iter(new(skip=True)), []
+    with pytest.raises(NumericalError, match=r"1\d\d of 10,\d\d\d tokens read are not finite, more") as stopped:
+        served.extend((batch.inputs_BXiDi.isfinite().all(), batches.cursor()) for batch in batches)
+    finite, served = zip(*served)
+    assert all(finite)
+    resumed = new(skip=True).iter_from(served[-3])
+    with pytest.raises(NumericalError, match=re.escape(str(stopped.value))):
+        list(resumed)
+    assert resumed.cursor() == served[-1]
 
 
 def test_resuming_harvests_two_blocks_again_and_no_more(loader, fake_model):
@@ -235,6 +290,9 @@ def test_a_batch_larger_than_what_masking_leaves_is_found_at_the_end_of_the_firs
         {"epoch": 0, "unit": 0.0, "offset": 0},
         {"epoch": 0, "unit": 0, "offset": 0, "place": 3},
         {"epoch": 0, "unit": 0, "offset": 0, "step": 3},
+        {"epoch": 0, "unit": 0, "offset": 0, "tokens_read": {"kept": -1}},
+        {"epoch": 0, "unit": 0, "offset": 0, "tokens_read": {"lost": 1}},
+        {"epoch": 0, "unit": 0, "offset": 0, "tokens_read": 3},
     ],
 )
 def test_a_cursor_that_is_none_is_refused(loader, cursor):

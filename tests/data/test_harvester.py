@@ -1,11 +1,15 @@
 """Several models at several hookpoints, with what training leaves out masked away."""
 
+import math
+
 import pytest
 import torch
 
-from crosscode.data import Harvester, LanguageModel, TokenSequences
+import crosscode.data.harvester as harvester_module
+from crosscode.data import Harvest, Harvester, LanguageModel, TokenCounts, TokenSequences
+from crosscode.data.harvester import finite_enough, sequences_that_fit
 from crosscode.data.token_sequences import TokenSequence
-from crosscode.errors import BadInput
+from crosscode.errors import BadInput, NumericalError
 
 BOS, EOS = 0, 1
 
@@ -93,6 +97,181 @@ def test_norm_outliers_of_any_model_are_left_out(fake_model):
     assert kept(4.0) == [5, 6, 5, 6, 5]
 
 
+class Spoilt:
+    """A model of our own, around a fake one: `spoil(tokens_HS, acts_HSPD)` changes its activations in place."""
+
+    def __init__(self, model, spoil):
+        self._model, self._spoil = model, spoil
+
+    def __getattr__(self, name):
+        return getattr(self._model, name)
+
+    def harvest(self, tokens_HS, hookpoints):
+        acts_HSPD = self._model.harvest(tokens_HS, hookpoints)
+        self._spoil(tokens_HS, acts_HSPD)
+        return acts_HSPD
+
+
+def spoilt(model, token, value, column=0):
+    """A model whose activations of one token are spoilt at one hookpoint."""
+
+    def spoil(tokens_HS, acts_HSPD):
+        acts_HSPD[tokens_HS == token, column, 0] = value
+
+    return Spoilt(model, spoil)
+
+
+def test_massive_activations_are_left_out_unless_asked_for(fake_model):
+    """By default: norms above 10 times the median, wherever they stand; None keeps them, and then nothing is lost."""
+    tokens = [BOS, 5, 6, 5, 7, 6, 5]
+    model = spoilt(fake_model(), 7, 90.0)  # 15 x the median; SmolLM2's are 20 to 125 x
+
+    def kept(**options):
+        return Harvester(model, ["a", "b"], **options).harvest([sequence(tokens)]).tokens_N.tolist()
+
+    assert kept() == [5, 6, 5, 6, 5]
+    assert kept(max_norm_multiple=None) == kept(max_norm_multiple=20.0) == tokens[1:]
+
+
+def test_every_token_is_counted_once_under_its_first_reason(fake_model):
+    """Padding aside: the first position though special, special though an outlier, not finite though enormous."""
+    model = spoilt(spoilt(fake_model(), 8, math.inf), EOS, 900.0)
+    sequences = [
+        sequence([BOS, 5, 6, EOS, 8, 63, 5, EOS], [-1, 0, 0, -1, 1, 1, 1, -2], index=0),
+        sequence([9, 5, 6, BOS, 5, 6, 5, 6], index=1),
+    ]
+
+    harvest = Harvester(model, "a", max_norm_multiple=4.0, skip_not_finite=True).harvest(sequences)
+
+    assert harvest.counts == TokenCounts(kept=9, first_positions=2, special=2, not_finite=1, outliers=1)
+    assert harvest.counts.read == 15
+    assert len(harvest) == harvest.counts.kept
+    assert harvest.tokens_N.tolist() == [5, 6, 5, 5, 6, 5, 6, 5, 6]
+
+
+@pytest.mark.parametrize("multiple", [10.0, None])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_refused_by_name(fake_model, multiple, value):
+    """Model, hookpoint, document, position and dtype, whichever of two models it is; before, all eight vanished."""
+    models = [fake_model("base"), spoilt(fake_model("tuned", dtype=torch.float16), 9, value, column=1)]
+    sequences = [sequence([BOS, 5, 6, 5], index=i) for i in range(8)]
+    sequences[5] = sequence([BOS, 5, 9, 9], [-1, 30, 31, 31], index=5)
+    harvester = Harvester(models, ["a", "b"], max_norm_multiple=multiple)
+
+    with pytest.raises(NumericalError) as refused:
+        harvester.harvest(sequences)
+
+    said = str(refused.value)
+    assert said.startswith(
+        "model 'tuned' at b: activations are NaN or infinite (float16) in document 31, position 2 of sequence 5, the "
+        "first of 2 such tokens of 24"
+    )
+    assert "bfloat16 or float32" in said
+    assert "--skip-not-finite" in said
+
+
+@pytest.mark.parametrize("multiple", [10.0, None])
+def test_one_bad_sequence_costs_itself_alone(fake_model, multiple):
+    """Asked to skip what is not finite: a median over NaN would leave nothing."""
+    sequences = [sequence([BOS, 9, 9, 9]) if i == 2 else sequence([BOS, 5, 6, 5]) for i in range(8)]
+    model = spoilt(fake_model(), 9, math.nan)
+
+    harvest = Harvester(model, "a", max_norm_multiple=multiple, skip_not_finite=True).harvest(sequences)
+
+    assert harvest.counts == TokenCounts(kept=21, first_positions=8, not_finite=3)
+    assert harvest.acts_NMPD.isfinite().all()
+    assert "position 1 of sequence" in harvest.not_finite
+
+
+@pytest.mark.parametrize("multiple", [10.0, None])
+def test_what_is_left_out_anyway_may_be_anything(fake_model, multiple):
+    """NaN at first positions, special tokens and padding stops nothing, and is no outlier's measure."""
+    model = spoilt(spoilt(fake_model(), BOS, math.nan), EOS, math.inf)
+    sequences = [sequence([BOS, 5, EOS, 6, EOS], [-1, 0, -1, 1, -2])]
+
+    harvest = Harvester(model, "a", max_norm_multiple=multiple).harvest(sequences)
+
+    assert harvest.tokens_N.tolist() == [5, 6]
+    assert harvest.counts == TokenCounts(kept=2, first_positions=1, special=1)
+
+
+def test_large_is_not_infinite(fake_model):
+    """The square of 1e30 overflows, the number does not: it is an outlier, or kept."""
+    model = spoilt(fake_model(), 9, 1e30)
+    sequences = [sequence([BOS, 5, 9, 6, 5])]
+
+    assert Harvester(model, "a").harvest(sequences).counts.outliers == 1
+    assert Harvester(model, "a", max_norm_multiple=None).harvest(sequences).counts.kept == 4
+
+
+@pytest.mark.parametrize(
+    ("norms", "n_kept"),
+    [
+        ([1.0], 1),
+        ([1.0, 30.0], 2),  # which of the two would be the outlier?
+        ([1.0, 1.0, 30.0], 2),
+        ([1.0, 1.0, 30.0, 30.0], 4),
+        ([0.0, 0.0, 0.0, 1.0], 4),  # of a median of 0 everything is a multiple
+        ([0.0, 0.0], 2),
+    ],
+)
+def test_few_tokens_and_silent_sites_never_lose_half(fake_model, norms, n_kept):
+    """The last harvest batch of a text may hold one token."""
+
+    def spoil(tokens_HS, acts_HSPD):
+        acts_HSPD.zero_()
+        acts_HSPD[0, 1:, 0, 0] = torch.tensor(norms)
+
+    harvest = Harvester(Spoilt(fake_model(), spoil), "a").harvest([sequence([BOS, *[5] * len(norms)])])
+
+    assert len(harvest) == n_kept
+    assert harvest.counts.outliers == len(norms) - n_kept
+
+
+def test_nothing_kept_is_an_empty_harvest(fake_model):
+    """Whether outliers are looked for or not."""
+    for multiple in (10.0, None):
+        harvest = Harvester(fake_model(), "a", max_norm_multiple=multiple).harvest([sequence([BOS, EOS, EOS])])
+        assert len(harvest) == 0
+        assert harvest.counts == TokenCounts(first_positions=1, special=2)
+
+
+def test_skipping_stops_above_one_percent(fake_model):
+    """Of the tokens read, from 10,000 on: one bad sequence at the beginning stops nothing, every tenth does."""
+    model = spoilt(fake_model(), 9, math.nan)
+    good, bad = sequence([BOS, *[5] * 99]), sequence([BOS, *[5] * 89, *[9] * 10])
+    harvester = Harvester(model, "a", sequences_at_once=10, skip_not_finite=True)
+
+    def counts(sequences):
+        return [harvest.counts for harvest in finite_enough(harvester.over(sequences))]
+
+    assert sum(each.not_finite for each in counts([bad] * 10 + [good] * 190)) == 100
+    assert sum(each.not_finite for each in counts([bad] * 99)) == 990
+    with pytest.raises(NumericalError, match=r"1,000 of 10,000 tokens read .* 1 % .* model 'fake' at a: .* NaN"):
+        counts([bad] * 100)
+
+
+def test_a_harvest_made_by_hand_needs_no_counts():
+    """All of its tokens were kept."""
+    none_N = torch.zeros(3, dtype=torch.long)
+    assert Harvest(torch.ones(3, 1, 1, 2), none_N, none_N, none_N, none_N).counts == TokenCounts(kept=3)
+
+
+def test_a_gpu_takes_more_sequences_at_once(fake_model, monkeypatch):
+    """8 on a CPU; on a GPU 64, or 16,384 tokens, or what a sixteenth of its memory holds, but always one."""
+    monkeypatch.setattr(harvester_module, "bytes_of", lambda device: memory)
+    model = fake_model()
+    assert sequences_that_fit([model], ["a", "b"], 256, 32_768) == 8
+    model.device, memory = torch.device("cuda"), 80 << 30
+    assert sequences_that_fit([model], ["a", "b"], 256, 32_768) == 64
+    assert sequences_that_fit([model], ["a", "b"], 1024, 32_768) == 16
+    assert sequences_that_fit([model], ["a", "b"], 256, 1024) == 4
+    memory = 16 * 10 * (3 * 256 * 2 * 3 * 4)  # ten sequences: thrice 256 tokens at 2 hookpoints, of 3 float32
+    assert sequences_that_fit([model], ["a", "b"], 256, 32_768) == 10
+    memory = 1
+    assert sequences_that_fit([model], ["a", "b"], 256, 32_768) == 1
+
+
 def test_streams_are_harvested_some_at_a_time_to_the_last(fake_model, documents):
     """The last harvest may be of fewer sequences; nothing is lost."""
     model = fake_model()
@@ -141,6 +320,8 @@ def test_what_is_special_to_one_model_is_left_out_for_all(fake_model):
         (["a"], {"sequences_at_once": 0}, "sequences_at_once=0 must be at least 1"),
         (["a"], {"drop_first": -1}, "drop_first=-1"),
         (["a"], {"max_norm_multiple": 1.0}, "max_norm_multiple=1.0 must be greater than 1"),
+        (["a"], {"max_norm_multiple": math.inf}, "max_norm_multiple=inf must be greater than 1 and finite, or None"),
+        (["a"], {"max_norm_multiple": math.nan}, "max_norm_multiple=nan must be"),
     ],
 )
 def test_what_cannot_be_harvested_is_refused_before_any_forward_pass(fake_model, hookpoints, options, message):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from crosscode.data import LanguageModel, hook_sites, load_language_model, transformer_lens_model
+from crosscode.data import LanguageModel, bridge, hook_sites, load_language_model, transformer_lens_model
 from crosscode.data.hook_sites import Site
 from crosscode.errors import BadInput, CrosscodeError
 
@@ -82,7 +82,7 @@ def test_a_hookpoint_of_the_hugging_face_model_is_what_the_bridge_has_there(load
 
     acts_HSPD = model.harvest(TOKENS_HS, list(sites))
 
-    passed = transformer_lens_model._passed(model.bridge, list(sites), TOKENS_HS)
+    passed = bridge.passed_by(model.bridge, list(sites), TOKENS_HS)
     for p, name in enumerate(sites):
         acts_HSD = acts_HSPD[:, :, p, : model.width(name)]
         torch.testing.assert_close(acts_HSD, passed[name].flatten(2), rtol=1e-4, atol=2e-6, msg=name)
@@ -96,7 +96,7 @@ def test_what_is_replaced_in_the_hugging_face_model_has_the_effect_that_it_has_i
     shifts = {name: torch.randn(*TOKENS_HS.shape, model.width(name), generator=generator) for name in common(model)}
     edits = {name: lambda acts, shift_HSD=shift_HSD: acts + shift_HSD for name, shift_HSD in shifts.items()}
     hooks = [(name, transformer_lens_model._editing(name, edit)) for name, edit in edits.items()]
-    with torch.no_grad(), transformer_lens_model._bridge_hooked(model.bridge, hooks):
+    with torch.no_grad(), bridge.bridge_hooked(model.bridge, hooks):
         wanted_HSV = model.bridge.forward(TOKENS_HS, return_type="logits", use_cache=False)
 
     torch.testing.assert_close(model.logits(TOKENS_HS, edits), wanted_HSV, rtol=1e-4, atol=5e-6)
@@ -379,3 +379,25 @@ def test_importing_the_data_path_imports_no_heavy_library():
     )
 
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_harvest_is_in_the_models_precision_on_the_models_device(saved_model, monkeypatch, device, dtype):
+    """Also off the CPU, where the buffer is another; seen on a device that computes nothing."""
+    model = load_language_model(str(saved_model("Llama")), dtype=dtype)
+    names = ["blocks.0.hook_resid_post", "blocks.1.mlp.hook_post"]  # of unequal width: padded
+    monkeypatch.setattr(model, "device", torch.device(device))
+
+    def passing(tokens_HS, hooks):
+        for name, hook_fn in hooks:
+            hook_fn(torch.ones(*tokens_HS.shape, model.width(name), dtype=dtype, device=device))
+
+    monkeypatch.setattr(model, "_run", passing)
+
+    acts_HSPD = model.harvest(TOKENS_HS, names)
+
+    assert (acts_HSPD.dtype, acts_HSPD.device.type) == (dtype, device)
+    assert acts_HSPD.shape == (*TOKENS_HS.shape, 2, max(map(model.width, names)))
+    if device == "cpu":
+        assert [int(acts_SD.any(0).sum()) for acts_SD in acts_HSPD[0].unbind(1)] == list(map(model.width, names))

@@ -2,7 +2,6 @@
 
 import copy
 import errno
-import gzip
 import itertools
 import json
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_up_text import FORMATS
 
 from crosscode.data import TokenSequences, token_sequences
 from crosscode.data import documents as sources_module
@@ -121,31 +121,22 @@ def test_iteration_can_start_anywhere(fake_model, start, block, seed, epoch):
 
 @pytest.fixture
 def sources(tmp_path, hub):
-    """300 texts as every kind of source, each with a count of what is read of it (None where nobody counts)."""
-    import pyarrow
-    import pyarrow.parquet
+    """180 texts as every kind of source, each with a count of what is read of it (None where nobody counts)."""
+    texts = [" ".join(f"w{(7 * i + j) % 60}" for j in range(3 + i % 11)) for i in range(180)]
+    rows = [{"text": text.replace("w5 ", "w5\nwé 世 "), "n": i} for i, text in enumerate(texts)]
 
-    texts = [" ".join(f"w{(7 * i + j) % 61}" for j in range(3 + i % 11)) for i in range(300)]
-    rows = [{"text": text} for text in texts]
-    lines = [json.dumps(row) + "\n" for row in rows]
-    (tmp_path / "a.jsonl").write_text("".join(lines))
-    (tmp_path / "a.txt").write_text("\r\n \r\n\n".join(texts).replace("w5 ", "w5\nwé 世 "), newline="")
-    (tmp_path / "a.json").write_text(json.dumps(rows))
-    with gzip.open(tmp_path / "a.jsonl.gz", "wt") as file:
-        file.writelines(lines)
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=37)
-    (tmp_path / "several").mkdir()
-    for i in range(0, 300, 60):
-        (tmp_path / "several" / f"{i:03}.jsonl").write_text("".join(lines[i : i + 60]))
+    def source(kind):
+        if kind in FORMATS:
+            FORMATS[kind](tmp_path / kind, rows)
+            return tmp_path / kind
+        return {"list": texts, "iterable": dict.fromkeys(texts), "hub": "some/dataset"}[kind]
+
     hub(streamed := Hub(rows))
-    files = {name: tmp_path / name for name in ("a.jsonl", "a.txt", "a.json", "a.jsonl.gz", "a.parquet", "several")}
-    return files | {"list": texts, "iterable": dict.fromkeys(texts), "hub": "some/dataset"}, streamed
+    return source, streamed
 
 
 @pytest.mark.parametrize("split", ["train", "held_out"])
-@pytest.mark.parametrize(
-    "kind", ["a.jsonl", "a.txt", "a.json", "a.jsonl.gz", "a.parquet", "several", "list", "iterable", "hub"]
-)
+@pytest.mark.parametrize("kind", [*FORMATS, "list", "iterable", "hub"])
 def test_reading_goes_on_at_a_place_and_tokenises_little_of_what_came_before(
     fake_model, sources, kind, split, monkeypatch
 ):
@@ -154,7 +145,7 @@ def test_reading_goes_on_at_a_place_and_tokenises_little_of_what_came_before(
     found, streamed = sources
     model = fake_model()
     packed = TokenSequences(
-        found[kind], model, sequence_length=7, split=split, held_out_every=3, shuffle_sequences=10, seed=3
+        found(kind), model, sequence_length=7, split=split, held_out_every=3, shuffle_sequences=10, seed=3
     )
     tokenised = []
     tokenize = model.tokenizer
@@ -180,8 +171,9 @@ def test_reading_goes_on_at_a_place_and_tokenises_little_of_what_came_before(
             assert first + content(resumed) == whole[n:]
 
 
-def test_a_stream_of_datasets_goes_on_at_a_place(fake_model, tmp_path, monkeypatch):
-    """The real library, streaming a local file: the place is its own state, and the rest follows exactly."""
+@pytest.fixture
+def streamed_file(fake_model, tmp_path, monkeypatch):
+    """A data set of the hub that is a local file: the real library streams it."""
     import datasets
 
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": f"w{i % 61} w{i % 7}"}) + "\n" for i in range(500)))
@@ -191,14 +183,29 @@ def test_a_stream_of_datasets_goes_on_at_a_place(fake_model, tmp_path, monkeypat
         "load_dataset",
         lambda *_, **__: load("json", data_files=str(tmp_path / "a.jsonl"), split="train", streaming=True),
     )
-    packed = TokenSequences("some/dataset", fake_model(), sequence_length=8, shuffle_sequences=16)
-    whole, iterator = ids_of(packed), iter(packed)
+    return TokenSequences("some/dataset", fake_model(), sequence_length=8, shuffle_sequences=16)
+
+
+def test_a_stream_of_datasets_goes_on_at_a_place(streamed_file):
+    """The place is the library's own state, and the rest follows exactly."""
+    whole, iterator = ids_of(streamed_file), iter(streamed_file)
     for n in range(0, len(whole), 40):
         for _ in range(40):
             next(iterator, None)
         last = min(n + 39, len(whole) - 1)
         place = json.loads(json.dumps(iterator.place_of(last)))
-        assert ids_of(packed.iter_from(last, place=place)) == whole[last:]
+        assert ids_of(streamed_file.iter_from(last, place=place)) == whole[last:]
+
+
+def test_a_stream_of_datasets_goes_on_however_often_it_is_resumed(streamed_file):
+    """Each time at a place that a resumed stream told. `datasets` 5.0.0 fails here: pyproject.toml excludes it."""
+    whole, read, iterator = ids_of(streamed_file), [], iter(streamed_file)
+    while len(read) < len(whole):
+        read += ids_of(itertools.islice(iterator, 30))
+        if len(read) < len(whole):
+            place = json.loads(json.dumps(iterator.place_of(len(read))))
+            iterator = streamed_file.iter_from(len(read), place=place)
+    assert read == whole
 
 
 class Breaks:
@@ -292,41 +299,16 @@ def test_training_and_held_out_documents_are_disjoint_and_complete(fake_model, d
     assert seen("all") == set(range(100))
 
 
-@pytest.fixture
-def text_files(tmp_path):
-    """The same two documents in every format that is read."""
-    import pyarrow
-    import pyarrow.parquet
-
-    rows = [{"text": "w1 w2", "n": 1}, {"text": "w3 w4", "n": 2}]
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    (tmp_path / "a.jsonl").write_text(lines)
-    (tmp_path / "a.json").write_text(json.dumps(rows))
-    (tmp_path / "a.txt").write_text("w1\nw2\n\n\nw3 w4\n")
-    with gzip.open(tmp_path / "a.jsonl.gz", "wt") as file:
-        file.write(lines)
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
-    return tmp_path
+ROWS = [{"text": "w1 w2", "n": 1}, {"text": "w3 w4", "n": 2}]
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.txt", "a.jsonl.gz", "a.parquet"])
-def test_every_local_format_gives_the_same_documents(fake_model, text_files, name):
-    """parquet, JSON lines, JSON, gzipped JSON lines and paragraphs of plain text."""
-    packed = TokenSequences(str(text_files / name), fake_model(), sequence_length=7, split="all")
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_local_format_gives_the_same_documents(fake_model, tmp_path, name):
+    """Rows of every format, paragraphs of plain text, folders; what lies beside a text, and its test split, is none."""
+    FORMATS[name](tmp_path / name, ROWS)
+    packed = TokenSequences(str(tmp_path / name), fake_model(), sequence_length=7, split="all")
 
     assert ids_of(packed) == [[BOS, 4, 5, EOS, 6, 7, EOS]]
-
-
-def test_a_folder_is_all_its_files_in_the_order_of_their_names(fake_model, text_files):
-    """Sub-folders included, other files ignored."""
-    (text_files / "deeper").mkdir()
-    (text_files / "deeper" / "b.txt").write_text("w9")
-    (text_files / "notes.md").write_text("w0")
-    packed = TokenSequences(text_files, fake_model(), sequence_length=5 * 6 + 2 + 1, split="all")
-
-    (only,) = ids_of(packed)
-
-    assert only[1:] == [4, 5, EOS, 6, 7, EOS] * 5 + [12, EOS]
 
 
 def test_a_column_of_token_ids_is_read_as_such(fake_model, tmp_path):
@@ -419,12 +401,17 @@ def test_an_unknown_hub_name_is_refused_in_one_line(fake_model, hub):
         list(TokenSequences("some/dataset", fake_model()))
 
 
-def test_a_missing_text_column_lists_the_columns(fake_model, text_files, hub):
-    """In files of each kind and on the hub, with the close match."""
+@pytest.mark.parametrize("name", [name for name in FORMATS if ".txt" not in name])
+def test_a_missing_text_column_lists_the_columns_at_once(fake_model, tmp_path, name):
+    """In files of each kind, with the close match, before anything else is done."""
+    FORMATS[name](tmp_path / name, ROWS)
+    with pytest.raises(BadInput, match=r"text_column 'txt' .*Did you mean 'text'\? Columns: .*'text', 'n'\.$"):
+        TokenSequences(tmp_path / name, fake_model(), text_column="txt")
+
+
+def test_a_missing_text_column_of_the_hub_lists_the_columns(fake_model, hub):
+    """With the name of the data set."""
     hub(Hub([{"content": "w1", "texts": "w2"}]))
-    for source in [text_files / "a.jsonl", text_files / "a.json", text_files / "a.parquet"]:
-        with pytest.raises(BadInput, match=r"text_column 'txt' .*Did you mean 'text'\? Columns: 'text', 'n'\.$"):
-            list(TokenSequences(source, fake_model(), text_column="txt"))
     with pytest.raises(BadInput, match=r"text_column 'text' .*'some/dataset'.* Columns: 'content', 'texts'\.$"):
         list(TokenSequences("some/dataset", fake_model()))
 
@@ -451,8 +438,8 @@ def test_what_cannot_be_found_is_refused_before_anything_is_read(fake_model, tmp
     [
         (b'{"text": "w1"}\n{"text": ', "line 2 is not JSON"),
         (b'["w1"]\n', "must be an object with a key 'text', not list"),
-        (b'{"text": 7}\n', "document 0 is neither a text nor a list of token ids"),
-        (b'{"text": ["w1"]}\n', "document 0 is neither a text nor a list of token ids"),
+        (b'{"text": 7}\n', "line 1 is neither a text nor a list of token ids but int '7'"),
+        (b'{"text": ["w1"]}\n', "line 1 is neither a text nor a list of token ids but a list with str 'w1'"),
         (b'{"text": [5, 99]}\n', "token ids from 5 to 99; the vocabulary of 'fake' ends at 63"),
         (b'{"text": [-1, 5]}\n', "token ids from -1 to 5"),
         (b"\xff\xfe\n", "could not be read"),

@@ -1,6 +1,8 @@
 """Splicing: exact activations cost nothing, zeros cost what ablation costs, and the rest against plain loops."""
 
 import inspect
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,8 +15,8 @@ from torch import Tensor
 from crosscode.activations import Activation, BatchTopK, JumpReLU, PerSite, ReLU
 from crosscode.data import Dataloader, Harvester, TokenSequences, load_language_model
 from crosscode.data.language_model import SpliceableModel
-from crosscode.errors import BadInput
-from crosscode.evaluation import Splice, splice
+from crosscode.errors import BadInput, CrosscodeWarning, NumericalError
+from crosscode.evaluation import Splice, full_evaluation, splice
 from crosscode.models import (
     DenseDecoder,
     DenseEncoder,
@@ -231,6 +233,71 @@ def test_tokens_that_training_leaves_out_keep_their_activations() -> None:
     assert (ablated_HSD[kept_HS] == 0).all()
 
 
+@torch.no_grad()
+def test_a_harvest_batch_may_be_larger_than_what_is_measured_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left out follows from the sequences harvested at once; they are spliced in parts, to the same figures."""
+    data = loader(max_norm_multiple=1.2, H=8, hookpoints=("out0",))
+    coder, shown = coder_of(data, "between"), []
+    (whole,) = splice(coder, data)
+    full = full_evaluation(coder, data, n_tokens=50, example_latents=0)
+    plain = Chain.logits
+
+    def logits(self: Chain, tokens_HS: Tensor, edits: Edits) -> Tensor:
+        shown.append(len(tokens_HS))
+        return plain(self, tokens_HS, edits)
+
+    monkeypatch.setattr(Chain, "logits", logits)
+    monkeypatch.setattr("crosscode.evaluation.text.AT_ONCE", 24)
+    (parts,) = splice(coder, data)
+    assert max(shown) == 3
+    assert_same(whole, parts)
+    again = full_evaluation(coder, data, n_tokens=50, example_latents=0)
+    assert full.tokens == again.tokens
+    assert full.tokens.outliers > 0
+    assert full.tokens.read == 56
+    assert full.source["tokens"] == full.tokens.kept
+    assert again.metrics == pytest.approx(full.metrics, nan_ok=True)
+
+
+@torch.no_grad()
+def test_what_is_not_finite_is_refused_by_name_or_told() -> None:
+    """Harvested: as in training. A model's own logits: beyond what the coder reads. Of a spliced run: a warning."""
+
+    class Overflowing(Chain):
+        at = None
+
+        def run(self, tokens_HS: Tensor, edits: Edits) -> tuple[dict[str, Tensor], Tensor]:
+            passed, logits_HSV = super().run(tokens_HS, edits)
+            if self.at == "out0" or (self.at == "spliced" and edits):
+                passed["out0"][tokens_HS == 7] = math.nan
+                logits_HSV[tokens_HS == 7] = math.nan
+            if self.at == "logits":
+                logits_HSV[tokens_HS == 7] = math.inf
+            return passed, logits_HSV
+
+    model = Overflowing()
+    data = loader(model, hookpoints=("out0",))
+    coder = coder_of(data, "between")
+    model.at = "out0"
+    for measure in (splice, full_evaluation):
+        with pytest.raises(NumericalError, match=r"at out0: .* NaN or infinite \(float64\) in document \d"):
+            measure(coder, data)
+    skipping = Dataloader(data.sequences, attrs.evolve(data.harvester, skip_not_finite=True), 16, shuffle_buffer=64)
+    model.at = None
+    n_kept = splice(coder, skipping)[0].n_spliced
+    model.at = "logits"
+    with pytest.raises(NumericalError, match=r"itself gives no finite prediction at \d+ of \d+ positions \(float64\)"):
+        splice(coder, skipping)
+    model.at = "spliced"
+    with pytest.warns(CrosscodeWarning) as warned:
+        (result,) = splice(coder, skipping)
+    told = [str(each.message) for each in warned]
+    assert any(re.search(r"spliced at out0: \d+ of \d+ predictions are not finite", line) for line in told)
+    assert math.isnan(result.joint.ce)
+    assert math.isfinite(result.ce_clean)
+    assert result.n_spliced == n_kept
+
+
 def assert_same(one: Any, other: Any) -> None:
     assert one.ce_clean == pytest.approx(other.ce_clean)
     assert (one.n_positions, one.n_spliced) == (other.n_positions, other.n_spliced)
@@ -344,7 +411,7 @@ def test_bad_input_is_one_line() -> None:
     for wrong, text, options, message in [
         (sae(WIDTH, 8, ReLU()), data, {}, r"coder reads activations of shape \(4,\) but the data has \(1, 2, 4\)"),
         (random_coder("crosscoder", "relu"), data, {}, r"coder reads activations of shape \(2, 2, 3\)"),
-        (coder, loader(OnlyHarvested()), {}, "model 'chain0' has no method `logits`"),
+        (coder, loader(OnlyHarvested()), {}, "model 'chain0' has no logits: it can only be harvested"),
         (coder, data, {"ablation": "means"}, "ablation 'means' is not one of zero, mean. Did you mean 'mean'"),
         (coder, data, {"n_tokens": 0}, "n_tokens=0 is too small"),
         (coder, loader(drop_first=8), {}, "nothing is left of the text after masking"),

@@ -166,7 +166,7 @@ class World:
     def start(self, name: str, output: Path, meddle: Meddle | None = None, **given: Any) -> Child:
         """The recipe in a new process, going on if there is a checkpoint; `meddle` is called in it beforehand."""
         there = any(output.glob("checkpoints/step_*"))
-        make, arguments = self.command(name, output, **given, **({"resume": True} if there else {}))
+        make, arguments = self.command(name, output, **{"resume": there, **given})
         reads, writes = os.pipe()
         printed = output.parent / f"{output.name}.txt"
         printed.parent.mkdir(parents=True, exist_ok=True)

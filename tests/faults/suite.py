@@ -40,6 +40,9 @@ from runs import RUNS, TINY, Child, Meddle, World, checkpoints, outcome
 
 import crosscode.callbacks.checkpoint
 import crosscode.data.cache
+import crosscode.evaluation.full
+import crosscode.run
+import crosscode.training.trainer
 from crosscode.data import ActivationCache
 from crosscode.penalties import AuxK
 from crosscode.training import Trainer, store
@@ -116,6 +119,65 @@ class Suite:
         if code == 0:
             row.judge(self.world, name, output)
         shutil.rmtree(output, ignore_errors=True)
+
+    # --- death, once the last step is made ---------------------------------------------------------------------------
+
+    def kill_after_training(self, row: Row, times: int) -> None:
+        """In each of the things that come after the last step: what goes on makes no step again."""
+        moments: dict[str, Meddle] = {
+            "the calibration": dies_in(crosscode.training.trainer, "calibrate"),
+            "saving the coder": kill_inside(crosscode.run, "save", self.rng.randrange(1, 5), None),
+            "the evaluation": dies_in(crosscode.evaluation.full, "splice"),
+            "saving the evaluation": kill_inside(crosscode.run, "_measure", self.rng.randrange(1, 5), None),
+            "the report": dies_in(crosscode.run, "_report"),
+        }
+        for _, (moment, meddle) in zip(range(times), itertools.cycle(moments.items())):
+            _, output = self.new()
+            self.all_but_the_end("text", output)
+            child = self.world.start("text", output, meddle)
+            code = child.wait()
+            row.injected += 1
+            row.expect(code == -signal.SIGKILL and child.last_step == N_STEPS, f"{moment}: exit code {code}", child)
+            child = self.world.start("text", output)
+            code = child.wait()
+            row.expect((code, child.steps) == (0, 0), f"{moment}: exit code {code}, {child.steps} steps again", child)
+            if code == 0:
+                row.judge(self.world, "text", output)
+            shutil.rmtree(output, ignore_errors=True)
+
+    def kill_beside_a_null(self, row: Row, times: int) -> None:
+        """Between the pair's end and the null's beginning, and in the null's calibration: no step is made again."""
+        for _ in range(times):
+            _, output = self.new()
+            self.all_but_the_end("text", output)
+            given = {"null": "embedded:control"}
+            died = self.world.start("text", output, dies_in(crosscode.run, "run_recipe", calls=2), **given)
+            row.expect(died.wait() == -signal.SIGKILL and died.last_step == N_STEPS, "it did not die", died)
+            fresh = self.world.start("text", output, **given, resume=False)
+            row.expect(fresh.wait() == 2 and "cut short" in fresh.printed(), "the pair would be trained again", fresh)
+            in_null = dies_in(crosscode.training.trainer, "calibrate", calls=2)
+            died = self.world.start("text", output, in_null, **given)
+            row.expect(died.wait() == -signal.SIGKILL, "it did not die", died)
+            row.expect(died.steps == N_STEPS, f"{died.steps} steps, not those of the null alone", died)
+            row.injected += 2
+            child = self.world.start("text", output, **given)
+            code = child.wait()
+            row.expect((code, child.steps) == (0, 0), f"exit code {code}, {child.steps} steps again", child)
+            row.runs += 1
+            mine, whole = outcome(output), self.world.reference("text")
+            same = all(mine[part] == whole[part] for part in whole if part != "summary")  # which tells of the null
+            row.expect(same, "the pair's run is another", child)
+            row.identical += same
+            shutil.rmtree(output, ignore_errors=True)
+
+    def all_but_the_end(self, name: str, output: Path) -> None:
+        """A run that was cut short a few steps before its end."""
+        self.world.reference(name)
+        shutil.copytree(self.world.folder / "whole" / name, output)
+        *_, last = checkpoints(output)
+        shutil.rmtree(last)
+        shutil.rmtree(output / "coder")
+        (output / "summary.json").unlink()
 
     # --- death -------------------------------------------------------------------------------------------------------
 
@@ -339,6 +401,29 @@ class Suite:
 # --- what is done inside a child, before its recipe begins -----------------------------------------------------------
 
 
+def dies_in(module: Any, function: str, calls: int = 1, after: int = 0) -> Meddle:
+    """Die at a call of a function; of a generator, after so many of its items."""
+
+    def meddle() -> None:
+        counted = itertools.count(1)
+        usual = getattr(module, function)
+
+        def items(*args: Any, **kwargs: Any) -> Iterator[Any]:
+            yield from itertools.islice(usual(*args, **kwargs), after)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        def dying(*args: Any, **kwargs: Any) -> Any:
+            if next(counted) != calls:
+                return usual(*args, **kwargs)
+            if after:
+                return items(*args, **kwargs)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        setattr(module, function, dying)
+
+    return meddle
+
+
 def kill_inside(module: Any, function: str, n: int, seconds: float | None) -> Meddle:
     """Die at the n-th call to the disk within a function; or within its n-th call, after up to so many seconds."""
 
@@ -540,6 +625,8 @@ def bad_number(where: str, value: float, step: int) -> Meddle:
 FAULTS: dict[str, tuple[str, int, int]] = {  # name: what to call it, how often, how often in the short suite
     "kill_in_training": ("kill -9 in training", 100, 6),
     "kill_in_checkpoint": ("kill -9 inside checkpoint writing", 30, 3),
+    "kill_after_training": ("kill -9 after the last step: thresholds, coder, evaluation, report", 20, 5),
+    "kill_beside_a_null": ("kill -9 between a pair and its null, and at the null's end", 4, 1),
     "kill_in_cache": ("kill -9 inside cache writing", 30, 1),
     "sigterm": ("SIGTERM", 10, 1),
     "sigint": ("SIGINT (Ctrl-C)", 10, 1),

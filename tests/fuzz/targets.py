@@ -7,7 +7,9 @@ files, so that whatever Hypothesis or atheris finds can be kept as a row of `KEP
 
 import copy
 import functools
+import gzip
 import hashlib
+import itertools
 import json
 import os
 import pickle
@@ -25,12 +27,14 @@ from typing import Any, TypeVar
 import torch
 import xxhash
 from made_up_runs import save_run
+from made_up_text import FORMATS, zstd
 from torch import Tensor
 
 from crosscode import Batch, SparseCoder, Trainer, Weighted, load, run_files, save
 from crosscode.activations import BatchTopK, JumpReLU, PerSite, Priced, SeparateBudgets, TopK
 from crosscode.callbacks import JSONLines
-from crosscode.data import ActivationCache
+from crosscode.data import ActivationCache, TokenSequences, text_files
+from crosscode.data.documents import Unusable
 from crosscode.data.shards import check_shard, shard_about
 from crosscode.errors import CrosscodeError
 from crosscode.initialization import AnthropicTranspose
@@ -376,6 +380,10 @@ def originals() -> Path:
     RunOptions(models=("embedded:base", "embedded:tuned")).write(evaluated / run_files.OPTIONS)
     save_run(evaluated / run_files.NULL, 60, 4)
     write_report(evaluated).unlink()
+    (folder / "text").mkdir()
+    for name, save_rows in FORMATS.items():
+        save_rows(folder / "text" / name, [{"text": f"a text é {i}", "n": i} for i in range(30)])
+        list(TokenSequences(folder / "text" / name, MODEL, separator="none").open({}))
     return folder
 
 
@@ -524,7 +532,39 @@ def report(data: bytes) -> None:
         assert page is None or page.read_text().startswith("<!doctype html>")
 
 
+def text(data: bytes) -> None:
+    """A data set one of whose files is damaged: what is read is text, named or refused, and goes on from any place."""
+    choices = Choices(data)
+    with copy_of(f"text/{choices.pick(tuple(FORMATS))}") as source:
+        files = sorted(file for file in [source, *source.rglob("*")] if file.is_file() and not file.is_symlink())
+        file, packed = choices.pick(files), source.name.endswith((".gz", ".zst"))
+        content = text_files._open_bytes(source, 0).read() if packed and choices.below(2) else file.read_bytes()
+        damaged = choices.json_file(content) if file.name.endswith("state.json") else choices.garbled(content)
+        pack = {".gz": gzip.compress, ".zst": zstd}[source.suffix] if content != file.read_bytes() else bytes
+        file.write_bytes(pack(damaged))
+        n = choices.below(30)
+
+        def read() -> tuple[list[Any], list[Any]]:
+            sequences = TokenSequences(source, MODEL, separator="none", skip_bad_rows=True)
+            opened = sequences.open({})
+            some = list(itertools.islice(opened, n))
+            place = json.loads(json.dumps(opened.place()))
+            try:
+                rest = list(opened)
+            except CrosscodeError:
+                rest = list(sequences.open(place, n))  # raises it again
+            return rest, list(sequences.open(place, n)) if len(some) == n else rest
+
+        found = reads_or_refuses(read, source.parent)
+        if found is not None:
+            rest, again = found
+            assert rest == again
+            assert all(isinstance(document, str | list | Unusable) for document in rest)
+            assert all(document.encode() is not None for document in rest if isinstance(document, str))
+
+
 TARGETS: Mapping[str, Callable[[bytes], None]] = {
+    "text": text,
     "spec": spec,
     "weights": weights,
     "checkpoint": checkpoint,

@@ -28,6 +28,8 @@ KEPT: list[tuple[str, str]] = [
     ("metrics", "3c344c41"),
     ("metrics", "13abbe48a1ae6b96681c34f9c424eae131d67f"),
     ("metrics", "4a58b791df6af1d8"),
+    ("text", "cde765345c5d1c54cb1494cb7d4a668f"),
+    ("text", "5f3fd1cbbfcd63a285e09567f026b4ddbdce80a76a4be92d4b5fc0c71680b2f1"),
     ("metrics", "6b158536a24c9c44357055c2dd400d552449a7994de88181807054d700c45a413c5e"),
 ]
 """Inputs that once failed: (target, bytes in hexadecimal)."""

@@ -92,6 +92,50 @@ def test_where_it_cannot_tell_it_says_so() -> None:
     assert top_k_of_product(x_BD, W_DL, b_L, 3, weights_L) is None
 
 
+def test_the_bound_holds_in_the_worst_case() -> None:
+    """Every input and weight half way between two bfloat16 numbers, all rounded against the better latent."""
+    down, up = 1 + 2**-8, 1 + 3 * 2**-8  # ties, to even: 1 and 1 + 2^-6
+    halves_D = torch.arange(D) < D // 2
+    x_BD = torch.where(halves_D, down, up).expand(B, D).contiguous()
+    assert (x_BD.bfloat16().float() - x_BD).abs().min() == 2**-8
+    W_DL, b_L = torch.zeros(D, L), torch.zeros(L)
+    W_DL[:, 3] = torch.where(halves_D, down, -up)
+    W_DL[:, 400] = -W_DL[:, 3]
+    difference = float((x_BD[0] @ W_DL[:, [3, 400]]).diff())
+    for base in (2.0, 8.0):
+        b_L[3], b_L[400] = base + difference + 2**-6, base
+        scores_BL = x_BD @ W_DL + b_L
+        assert (scores_BL.argmax(-1) == 3).all()
+        found = top_k_of_product(x_BD, W_DL, b_L, 1, None)
+        assert found is not None
+        assert found[0].indices_N.tolist() == [3] * B
+
+
+def test_it_is_used_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a number of rows and of weights on, in float32 on a CPU that multiplies bfloat16, and nowhere else."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    rows, columns = screening.LEAST_ROWS, 8192
+    inputs = screening.LEAST_WEIGHTS // columns
+    x_BI, W_IL = torch.empty(rows, inputs), torch.empty(inputs, columns)
+    assert screening.pays(x_BI, W_IL, 32)
+    assert screening.pays(x_BI, W_IL, 128)  # groups of 8, of whose maxima there are 8 times as many as are kept
+    refused = [
+        (x_BI[1:], W_IL, 32),
+        (x_BI[:, 1:], W_IL[1:], 32),
+        (x_BI, W_IL, 129),
+        (x_BI.double(), W_IL, 32),
+        (x_BI, W_IL.bfloat16(), 32),
+        (x_BI.to("meta"), W_IL.to("meta"), 32),
+        (x_BI, torch.empty(inputs, columns + 1), 32),
+    ]
+    for arguments in refused:
+        assert not screening.pays(*arguments)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not screening.pays(x_BI, W_IL, 32)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert not screening.pays(x_BI, W_IL, 32)
+
+
 def test_a_coder_is_the_same_with_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
     """Latents, reconstructions and gradients, with weights that float32 rounds."""
     generator = torch.Generator().manual_seed(0)

@@ -76,6 +76,17 @@ def test_a_masks_entries_are_all_found(scores: list[list[float]]) -> None:
     assert kept_values(scores_BL, entries_where(scores_BL > 0)) == wanted
 
 
+def test_what_is_selected_needs_no_detaching() -> None:
+    """Scores with a graph are selected as those without, and leave none behind."""
+    scores_BL = torch.tensor([[3.0, -1.0, 2.0], [1.0, 5.0, 4.0]], requires_grad=True)
+    weights_L = torch.ones(3, requires_grad=True)
+    batch_pattern, smallest = top_k_of_batch(scores_BL, 3, weights_L)
+    assert kept_values(scores_BL.detach(), top_k_of_rows(scores_BL, 2, weights_L)) == [[3, 2], [5, 4]]
+    assert kept_values(scores_BL.detach(), batch_pattern) == [[3], [5, 4]]
+    assert smallest is not None
+    assert not smallest.requires_grad
+
+
 def test_offsets_are_running_sums() -> None:
     """Rows without entries are empty ranges."""
     assert Pattern.from_counts(torch.arange(5), torch.tensor([2, 0, 3]), 5).offsets_B1.tolist() == [0, 2, 2, 5]

@@ -1,13 +1,7 @@
 """The GPU's kernels equal torch's products: on a GPU, or else in triton's interpreter (`nox -s triton`)."""
 
-import os
-
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # before triton is first imported
-
 from strategies import random_batch, random_coder
 
 from crosscode.kernels import sparse, triton_bags

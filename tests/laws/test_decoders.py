@@ -37,7 +37,7 @@ def test_norms_of_a_zero_decoder_have_gradient_zero(shape: str) -> None:
 def test_assigning_the_dense_form_is_the_identity(shape: str) -> None:
     """`assign_(dense())` changes no weight of decoder, encoder or skip; projecting twice is projecting once."""
     coder = random_coder(shape, "relu")
-    for part in (coder.decoder, coder.encoder):
+    for part in filter(None, (coder.decoder, coder.encoder, coder.skip)):
         dense = part.dense() if part is coder.decoder else part.weights()
         drawn = torch.randn(dense.shape, dtype=dense.dtype, generator=torch.Generator().manual_seed(2))
         part.assign_(drawn)
@@ -45,6 +45,20 @@ def test_assigning_the_dense_form_is_the_identity(shape: str) -> None:
         part.assign_(part.dense() if part is coder.decoder else part.weights())
         for name, value in part.state_dict().items():
             torch.testing.assert_close(value, once[name], rtol=1e-15, atol=0)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_is_stored_is_what_counts(shape: str) -> None:
+    """Whatever is assigned, no number is stored where masks, padding, causality or pairs of a skip forbid one."""
+    coder = random_coder(shape, "relu")
+    for part in filter(None, (coder.decoder, coder.encoder, coder.skip)):
+        dense = part.dense() if part is coder.decoder else part.weights()
+        part.assign_(torch.ones_like(dense))
+        kept = part.dense() if part is coder.decoder else part.weights()
+        stored = [value for name, value in part.named_parameters() if "W_" in name]
+        n_models = coder.decoder.out_dims[0] if shape == "shared" else 1
+        copies = [n_models if name == "W_shared_LsPD" else 1 for name, _ in part.named_parameters() if "W_" in name]
+        assert sum(n * int((value != 0).sum()) for n, value in zip(copies, stored)) == int((kept != 0).sum())
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -11,6 +12,9 @@ from small_runs import save_model
 
 import crosscode
 from crosscode.cli import main as evaluate_command
+from crosscode.evaluation import Evaluation
+from crosscode.report import read_run
+from crosscode.report.page import left_out
 from crosscode.run import RunOptions
 from crosscode.run_folder import how_to_resume
 
@@ -34,7 +38,7 @@ def control(folder: Path) -> Path:
 
 def test_the_null_is_a_run_of_its_own_and_sets_the_cut_offs(run_small, folder: Path, tmp_path: Path, capsys) -> None:
     """Same recipe, same budget, another second model; masks and rates agree with the numbers."""
-    summary = run_small("feb_diffing_topk", n_models=2, **DIFFING, null=control(folder))
+    summary = run_small("feb_diffing_topk", n_models=2, **DIFFING, null=control(folder), max_norm_multiple=1.3)
     run, null = tmp_path / "run", tmp_path / "run" / "null"
     assert summary == json.loads((run / "summary.json").read_text())
     of_null = json.loads((null / "summary.json").read_text())
@@ -58,8 +62,17 @@ def test_the_null_is_a_run_of_its_own_and_sets_the_cut_offs(run_small, folder: P
     called = sum(found["null"][f"towards_{side}"]["n_specific"] for side in (0, 1))
     assert (summary["null/false_positives"], summary["null/latents"]) == (called, found["n_eligible"]["null"])
     assert summary == json.loads((run / "summary.json").read_text())
+    of_pair, of_null_run = (Evaluation.load(where).tokens for where in (run, null))
+    assert found["tokens"] == {"pair": attrs.asdict(of_pair), "null": attrs.asdict(of_null_run)}
     evaluate_command(["evaluate", str(run), "--splice-tokens", "0"])
-    assert f"The same is said of {called} of the null's" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"The same is said of {called} of the null's" in shown
+    assert f"Held-out text of the pair, {of_pair}" in shown
+    assert f"Held-out text of the null, {of_null_run}" in shown
+    table = left_out(read_run(run))
+    assert [row[0] for row in table.rows] == ["training", "held-out", "null, training", "null, held-out"]
+    assert int(table.rows[2][5 + 1].replace(",", "")) == of_null["training_tokens/outliers"] > 0
+    assert int(table.rows[3][5 + 1].replace(",", "")) == of_null["tokens/outliers"]
 
 
 def test_wandb_has_the_null_too(run_small, folder: Path, tmp_path: Path) -> None:

@@ -114,6 +114,41 @@ def test_thresholds_survive_half_precision(dtype: torch.dtype) -> None:
         assert converted.threshold.item() == 1 / 3
 
 
+@pytest.mark.parametrize("parametrisation", ["log", "raw"])
+def test_rescaling_keeps_the_precision_of_thresholds(parametrisation: str) -> None:
+    """Of float64 they stay float64; of float32 float32."""
+    a_L = f64([1 / 3, 3.0])
+    jumprelu = JumpReLU(2, 0.7, parametrisation=parametrisation).double()
+    jumprelu.set_threshold_(f64([0.1, 0.7]))
+    for activation in (jumprelu, PerSite([jumprelu, JumpReLU(2).double()])):
+        scaled = activation.rescaled(a_L.repeat(len(activation.threshold_L) // 2))
+        assert scaled.threshold_L.dtype == torch.float64
+        torch.testing.assert_close(scaled.threshold_L[:2], f64([0.1 / 3, 2.1]), rtol=1e-15, atol=0)
+    assert JumpReLU(2).rescaled(a_L.float()).threshold_L.dtype == torch.float32
+
+
+def test_parts_of_an_activation_are_its_modules() -> None:
+    """What they learn is trained, saved and moved with it."""
+    named = {
+        PerSite([JumpReLU(2), JumpReLU(2)]): {f"activations.{i}.stored_threshold_L" for i in (0, 1)},
+        PerSite([BatchTopK(1), BatchTopK(1)]): {f"activations.{i}.threshold" for i in (0, 1)},
+        SeparateBudgets(JumpReLU(1), JumpReLU(3), 1): {"shared.stored_threshold_L", "exclusive.stored_threshold_L"},
+        Priced(BatchTopK(1), 1, 0.5): {"activation.threshold"},
+    }
+    for activation, names in named.items():
+        assert activation.state_dict().keys() == names
+        assert not any(part.training for part in activation.eval().modules())
+
+
+def test_parts_are_rescaled_by_their_own_latents() -> None:
+    """The first `n_shared` factors are the shared part's, the others the exclusive part's."""
+    budgets = SeparateBudgets(JumpReLU(1, 1.0), JumpReLU(3, 2.0), 1).rescaled(torch.tensor([2.0, 3.0, 4.0, 5.0]))
+    torch.testing.assert_close(budgets.shared.threshold_L, torch.tensor([2.0]))
+    torch.testing.assert_close(budgets.exclusive.threshold_L, torch.tensor([6.0, 8.0, 10.0]))
+    sites = PerSite([JumpReLU(2, 1.0), JumpReLU(2, 2.0)]).rescaled(torch.tensor([2.0, 3.0, 4.0, 5.0]))
+    torch.testing.assert_close(sites.threshold_L, torch.tensor([2.0, 3.0, 8.0, 10.0]))
+
+
 def test_folding_and_copying_do_not_round_the_inference_threshold() -> None:
     """A float32 coder's running threshold is float64, and stays so in its export and its copy."""
     import copy

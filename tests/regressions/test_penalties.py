@@ -8,7 +8,13 @@ from crosscode.activations import JumpReLU, ReLU, TopK
 from crosscode.batch import Batch
 from crosscode.kernels.selection import entries_where
 from crosscode.latents import Latents
-from crosscode.losses import MatryoshkaSquaredError, SummedSquaredError
+from crosscode.losses import (
+    FixedNMSE,
+    FractionOfVarianceUnexplained,
+    MatryoshkaSquaredError,
+    MeanNorm,
+    SummedSquaredError,
+)
 from crosscode.models import DenseDecoder, DenseEncoder, SharedDecoder, SparseCoder, Trace, sae
 from crosscode.penalties import AuxK, L1OfNorms, PreActivation
 
@@ -151,6 +157,31 @@ def test_decoding_modifies_nothing_in_place() -> None:
     assert torch.equal(linear, kept)
     assert torch.equal(batch.inputs_BXiDi, before[0])
     assert torch.equal(batch.targets_BXoDo, before[1])
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        SummedSquaredError(),
+        SummedSquaredError([2.0]),
+        MeanNorm(),
+        FractionOfVarianceUnexplained(),
+        FixedNMSE(0.5),
+        MatryoshkaSquaredError((4, 12)),
+    ],
+    ids=lambda loss: type(loss).__name__,
+)
+def test_losses_of_half_precision_are_those_of_the_same_numbers(loss) -> None:
+    """Targets far from 0 whose deviations bfloat16 would not resolve: everything but the codes is at least float32."""
+    generator = torch.Generator().manual_seed(0)
+    x_BD = (16 + torch.randint(0, 2, (64, 6), generator=generator) / 8).bfloat16()
+    values = []
+    for dtype in (torch.bfloat16, torch.float64):
+        coder = sae(6, 12, ReLU()).to(dtype)
+        with torch.no_grad():
+            coder.decoder.W_dec_LXoDo.zero_()  # reconstructions are 0, in any precision
+        values.append(loss(Trace.of(coder, Batch.autoencode(x_BD.to(dtype)))).item())
+    assert values[0] == exactly(values[1], rel=1e-5)
 
 
 @pytest.mark.parametrize("loss", [SummedSquaredError(), MatryoshkaSquaredError((4, 12))])

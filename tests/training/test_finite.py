@@ -6,15 +6,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from crosscode.activations import JumpReLU, TopK
+from crosscode.activations import BatchTopK, JumpReLU, TopK
 from crosscode.batch import Batch
 from crosscode.callbacks import Checkpoint
-from crosscode.errors import BadInput
+from crosscode.evaluation import evaluate, latent_scaling
+from crosscode.finite import all_finite
 from crosscode.initialization import AnthropicTranspose, DecoderBias, NormalizeActivations
+from crosscode.initialization.data import Remembered
 from crosscode.losses import SummedSquaredError
-from crosscode.models import acausal_crosscoder, transcoder
-from crosscode.training import NumericalError, Snapshot, Trainer, newest_checkpoint, trainer
-from crosscode.training.finite import all_finite, check_batch
+from crosscode.metrics import FVU
+from crosscode.models import SparseCoder, acausal_crosscoder, transcoder
+from crosscode.training import NumericalError, Snapshot, Trainer, calibrate, newest_checkpoint, trainer
+from crosscode.training.finite import check_batch
 
 BAD = [float("nan"), float("inf"), float("-inf")]
 
@@ -55,6 +58,43 @@ def test_an_activation_is_named_by_model_and_hookpoint(value: float) -> None:
         a_trainer(JumpReLU(8, threshold=0.1), Sites([batch])).train()
 
 
+@pytest.mark.parametrize("value", BAD)
+def test_what_is_measured_on_is_looked_at_too(value: float) -> None:
+    """Scales, thresholds and figures: batches of one's own are named by site; none gives NaN in silence."""
+    batch = a_batch(2, 3)
+    batch.inputs_BXiDi[5:8, 1, 2, 0] = value
+    data = Sites([a_batch(2, 3), batch])
+    coder = a_trainer(BatchTopK(2)).model
+    scaling = acausal_crosscoder(n_models=2, n_hookpoints=3, d_model=4, n_latents=8, activation=TopK(2))
+    for measured in (
+        lambda: NormalizeActivations()(coder, Remembered(data)),
+        lambda: DecoderBias()(coder, data),
+        lambda: calibrate(coder, data),
+        lambda: evaluate(scaling, data, [FVU()]),
+        lambda: latent_scaling(scaling, data),
+    ):
+        with pytest.raises(NumericalError, match=r"inputs at tuned blocks\.3 are not finite in 3 of 16 tokens"):
+            measured()
+
+
+class OneRead(Sites):
+    """One hookpoint is read, which has no axis, and two are written."""
+
+    model_names = ("base",)
+    reads = "blocks.1"
+    writes = ("blocks.2", "blocks.3")
+
+
+@pytest.mark.parametrize("bad", ["inputs", "targets"])
+def test_a_single_hookpoint_is_named_whole(bad: str) -> None:
+    """Not by its first letter; and what is written has names of its own."""
+    x_BD, y_BPD = a_batch().inputs_BXiDi.clone(), a_batch(2).inputs_BXiDi.clone()
+    (x_BD if bad == "inputs" else y_BPD[:, 1])[3, 0] = float("nan")
+    place = "base blocks.1" if bad == "inputs" else "base blocks.3"
+    with pytest.raises(NumericalError, match=f"step 2: the data's {bad} at {place} are not finite in 1 of 16 tokens"):
+        check_batch(2, Batch(x_BD, y_BPD), OneRead())
+
+
 def test_a_target_is_told_from_an_input() -> None:
     """A transcoder reads one site and writes another."""
     x_BD, y_BD = a_batch().inputs_BXiDi, a_batch().inputs_BXiDi.clone()
@@ -76,10 +116,15 @@ def test_initialising_from_numbers_that_are_none_is_refused() -> None:
     """Neither a scale nor a bias measured on NaN is trained with, even if the first batch is sound."""
     bad = a_batch(2, 3)
     bad.inputs_BXiDi[3, 0, 0, 0] = float("nan")
-    with pytest.raises(BadInput, match="activations are NaN or infinite"):
-        a_trainer(data=[a_batch(2, 3), bad], init=[NormalizeActivations()]).train()
+    for strategy in (NormalizeActivations(), DecoderBias("mean")):
+        with pytest.raises(NumericalError, match=r"inputs at site \(0, 0\) are not finite in 1 of 16 tokens"):
+            a_trainer(data=[a_batch(2, 3), bad], init=[strategy]).train()
+
+    def spoil(coder: SparseCoder, data: object) -> None:
+        coder.decoder.b_dec_XoDo.fill_(float("nan"))
+
     with pytest.raises(NumericalError, match=r"step 0: decoder\.b_dec_XoDo is not finite; after initialising"):
-        a_trainer(data=[a_batch(2, 3), bad], init=[DecoderBias("mean")]).train()
+        a_trainer(init=[torch.no_grad()(spoil)]).train()
 
 
 @pytest.mark.parametrize("value", BAD)

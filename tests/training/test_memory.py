@@ -78,6 +78,18 @@ def test_the_table_follows_the_sizes(given) -> None:
     )
 
 
+def test_the_table_knows_how_many_sequences_are_harvested_at_once(given) -> None:
+    """A forward pass grows with them; the shuffle buffer does where two of them no longer fit, and then says so."""
+    one, four = (estimate_of("sae_topk", given, k=4, sequences_at_once=n) for n in (1, 4))
+    passes = [next(part.bytes for part in each.parts if part.what == "harvesting") for each in (one, four)]
+    assert passes[1] == 4 * passes[0]
+    assert part(four, "shuffle") == part(one, "shuffle") == 1024 * 16 * 4
+    many = estimate_of("sae_topk", given, k=4, sequences_at_once=1000)
+    assert part(many, "shuffle") == 2 * 1000 * 32 * 16 * 4
+    (option,) = {part.option for part in many.parts if part.what == "shuffle buffer"}
+    assert "--sequences-at-once" in option
+
+
 def test_the_weights_of_language_models_are_counted(folder: Path) -> None:
     """From a skeleton, to the byte."""
     model = crosscode.run_options.load_language_model(str(folder / "base"), dtype="bfloat16")

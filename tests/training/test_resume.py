@@ -80,6 +80,25 @@ def test_a_run_cut_short_ends_as_if_it_had_not_been(recipe: str, folder: Path, t
     assert crosscode.load(cut / "coder").encoder.n_latents == SMALL["n_latents"]
 
 
+def test_a_run_that_leaves_bad_rows_out_counts_each_once(folder: Path, tmp_path: Path) -> None:
+    """However often it was cut short and the text gone through; the count is in the summary and in the report."""
+    documents = (folder / "text.txt").read_text().split("\n\n")
+    rows = ["{" if i % 9 == 4 else json.dumps({"text": document}) for i, document in enumerate(documents)]
+    (tmp_path / "text.jsonl").write_text("\n".join(rows))
+    given = {"dataset": tmp_path / "text.jsonl", "skip_bad_rows": True, "report": True}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    uninterrupted = start(folder, "feb_diffing_topk", whole, **given)
+    assert start(folder, "feb_diffing_topk", cut, die_at=20, **given).wait() == 9
+    assert start(folder, "feb_diffing_topk", cut, resume=True, **given).wait() == 0
+    assert uninterrupted.wait() == 0
+    summary = json.loads((cut / "summary.json").read_text())
+    assert summary == json.loads((whole / "summary.json").read_text())
+    n_bad = sum(row == "{" and i % 20 != 19 for i, row in enumerate(rows))
+    assert summary["bad_rows"] == n_bad
+    assert f"{n_bad} bad rows left out" in (cut / "report.html").read_text()
+    assert fingerprint(cut / "coder") == fingerprint(whole / "coder")
+
+
 def test_a_run_goes_on_in_another_place(folder: Path, tmp_path: Path) -> None:
     """Models, text and output moved to other folders, some named by relative paths: `--resume` finds all alike."""
     here, there = tmp_path / "here", tmp_path / "there"

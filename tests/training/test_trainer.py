@@ -1,5 +1,6 @@
 """What a trainer promises: it stops before nonsense is stepped, reads data honestly, and ends with a usable coder."""
 
+import functools
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -277,7 +278,8 @@ def test_a_penalty_that_holds_another_coders_activation_is_refused() -> None:
         with pytest.raises(BadInput, match="'foreign' holds a JumpReLU that is no part of the model"):
             a_trainer(JumpReLU(L), penalties={"foreign": Weighted(penalty, 1.0)})
     own = JumpReLU(L - 4)
-    a_trainer(SeparateBudgets(JumpReLU(4), own, 4), penalties={"own": Weighted(PreActivation(own), 1.0)})
+    penalty = functools.partial(lambda trace, jumprelu: jumprelu.threshold_L.sum(), jumprelu=own)
+    a_trainer(SeparateBudgets(JumpReLU(4), own, 4), penalties={"own": Weighted(penalty, 1.0)})
 
 
 def test_an_optimizer_of_other_parameters_is_refused() -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from crosscode.kernels.pattern import Pattern
 from crosscode.latents import Latents
 from crosscode.one_definition import OneDefinition, definition, form_of, true_of
+from crosscode.protocols import Structural
 
 ScoreNorm = Literal["l1_of_l2", "l2"]
 Codes = Literal["dense", "sparse", "either"]
@@ -126,7 +127,7 @@ class Selection(Activation):
 
 
 @runtime_checkable
-class Thresholded(Protocol):
+class Thresholded(Protocol, metaclass=Structural):
     """An activation with a positive threshold for each latent: a `JumpReLU`, or one for each site."""
 
     @property

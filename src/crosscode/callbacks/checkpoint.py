@@ -8,6 +8,7 @@ import attrs
 
 from crosscode.checks import at_least
 from crosscode.errors import warn
+from crosscode.order import Effect
 from crosscode.phases import Phase
 from crosscode.training import Snapshot, StepReport, Trainer, delete_checkpoints, sweep, write_checkpoint
 from crosscode.training.background import Background
@@ -17,9 +18,14 @@ from crosscode.training.background import Background
 class Checkpoint:
     """Writes a checkpoint every so many steps, one at the end, and one when a run is interrupted.
 
+    Where thresholds are calibrated at the end, which may take a while, the last step is saved before that too: whatever
+    comes in between, no step is made twice.
+
     The training thread copies what is to be saved and goes on; the copy is written beside it, one at a time. A save
     that fails, for want of disk space say, costs that checkpoint only: it is warned of when the next is due, older ones
     stay, and training goes on. `failed` tells whether the last save did.
+
+    List it behind the `Log`, so that every step that is saved has its row of curves.
 
     Several trainers that train together share one of these: it saves all of them at the same step, as one checkpoint.
 
@@ -31,6 +37,8 @@ class Checkpoint:
     """
 
     phase: ClassVar[Phase] = "checkpoints"
+    # A step's row that is written after its checkpoint is lost if the process dies between the two.
+    effect: ClassVar[Effect] = Effect(reads={"curves"}, amends={"time of callbacks"})
     directory: Path = attrs.field(converter=Path)
     every: int = attrs.field(default=1000, kw_only=True)
     keep: int = attrs.field(default=2, kw_only=True)
@@ -56,6 +64,12 @@ class Checkpoint:
     def __call__(self, trainer: Trainer, report: StepReport) -> None:
         if report.step % self.every == 0 and report.step < trainer.num_steps:
             self._save_after(trainer)
+
+    def on_trained(self, trainer: Trainer) -> None:
+        """A checkpoint of the last step, from which thresholds can be calibrated again."""
+        if any(each.model.activation.needs_calibration for each in self._trainers):
+            self._save_after(trainer)
+            self.wait()
 
     def on_finish(self, trainer: Trainer) -> None:
         """The last checkpoint, with calibrated thresholds."""

@@ -26,7 +26,9 @@ from torch import Tensor
 from crosscode.checks import at_least
 from crosscode.errors import CrosscodeError, warn
 from crosscode.metrics import Metric, measure
+from crosscode.order import Effect
 from crosscode.phases import Phase
+from crosscode.protocols import Structural
 from crosscode.run_files import rows_of, write_whole
 from crosscode.training import StepReport, Trainer, describe
 
@@ -35,7 +37,7 @@ WANDB_ID = "wandb_id.txt"
 
 
 @runtime_checkable
-class Sink(Protocol):
+class Sink(Protocol, metaclass=Structural):
     """Where numbers go. A sink that fails warns once; training goes on."""
 
     def open(self, trainer: Trainer) -> None: ...
@@ -63,6 +65,7 @@ class Log:
     """
 
     phase: ClassVar[Phase] = "logging"
+    effect: ClassVar[Effect] = Effect(amends={"curves", "time of callbacks"})
     sinks: Sequence[Sink] = attrs.field(converter=_as_sinks)
     every: int = attrs.field(default=50, kw_only=True)
     metrics: Sequence[Metric] = attrs.field(default=(), kw_only=True)

@@ -5,12 +5,13 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 import torch
 
 from crosscode.errors import BadInput, warn
+from crosscode.order import Effect
 from crosscode.phases import Phase, Stopwatch, running
 from crosscode.training import StepReport, Trainer
 
@@ -79,6 +80,7 @@ class Profile:
         spent: the result, once a step was made.
     """
 
+    effect: ClassVar[Effect] = Effect(reads={"time of callbacks"}, sets={"stopwatch"})
     trace: Path = attrs.field(converter=Path)
     spent: TimeSpent | None = attrs.field(default=None, init=False)
     _began: float = attrs.field(factory=time.perf_counter, init=False, repr=False)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import attrs
 
 from crosscode.metrics import FVU, L0, measure
+from crosscode.order import Effect
 from crosscode.phases import Phase
 from crosscode.training import StepReport, Trainer
 
@@ -21,6 +22,7 @@ class ProgressBar:
     """
 
     phase: ClassVar[Phase] = "logging"
+    effect: ClassVar[Effect] = Effect(amends={"time of callbacks"})
     every: int = 10
     seconds: float = attrs.field(default=1.0, kw_only=True)
     _refreshed: float = attrs.field(default=-math.inf, init=False, repr=False)

@@ -5,6 +5,7 @@ from crosscode.data.dataloader import Dataloader
 from crosscode.data.harvester import Harvest, Harvester
 from crosscode.data.language_model import LanguageModel
 from crosscode.data.model_names import load_language_model
+from crosscode.data.token_counts import TokenCounts
 from crosscode.data.token_sequences import TokenSequence, TokenSequences
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Harvest",
     "Harvester",
     "LanguageModel",
+    "TokenCounts",
     "TokenSequence",
     "TokenSequences",
     "load_language_model",

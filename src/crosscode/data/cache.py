@@ -40,9 +40,15 @@ from crosscode.phases import phase
 
 FORMAT = 3  # also changes when models come to give other activations: 2 since attention is SDPA, 3 since shards
 ABANDONED = 3600  # seconds after which a temporary file belongs to nobody
+NOT_OF_MODEL = "it holds NaN or infinity where the model gives none"
 RECOUNTED = 16  # times, while a cap's worth of bytes is written: other processes write too
 
 log = logging.getLogger(__name__)
+
+
+def _about(model: LanguageModel, hookpoints: Sequence[str]) -> dict[str, str]:
+    """What a shard tells of itself."""
+    return {"model": model.name, "identity": model.identity, "hookpoints": json.dumps(list(hookpoints))}
 
 
 def _expanded(path: str | Path) -> Path:
@@ -54,8 +60,8 @@ class ActivationCache:
     """Activations of (model identity, hookpoints, token ids, stored dtype) in a directory.
 
     With a cache in use, freshly harvested activations are rounded to its dtype too: a cold and a warm run agree to the
-    bit. Nothing on disk is trusted, and nothing but safetensors is read. A disk that is full costs the shards that do
-    not fit, never the run.
+    bit. Nothing on disk is trusted, and nothing but safetensors is read; whether activations are finite, the harvester
+    sees, and asks `again`. A disk that is full costs the shards that do not fit, never the run.
 
     Args:
         directory: made if it does not exist; may be shared by several processes.
@@ -105,12 +111,31 @@ class ActivationCache:
             self.hits += 1
             return acts_HSPD.to(getattr(model, "device", "cpu"))
         self.misses += 1
+        acts_HSPD = self._harvest(model, hookpoints, tokens_HS)
+        self._write(key, acts_HSPD, _about(model, hookpoints))
+        return acts_HSPD
+
+    def again(
+        self, model: LanguageModel, hookpoints: Sequence[str], tokens_HS: Int[Tensor, "H S"]
+    ) -> Float[Tensor, "H S P D"]:
+        """The activations from the model, whatever is on disk; shards that are finite elsewhere than it are dropped."""
+        key, acts_HSPD = self.key(model, hookpoints, tokens_HS), self._harvest(model, hookpoints, tokens_HS)
+        finite_HSPD = acts_HSPD.isfinite().cpu()
+        for file in self.shards_of(key):
+            with suppress(DamagedShard, OSError):  # the next to read it tells
+                if not torch.equal(read_shard(file, tuple(acts_HSPD.shape), ReusedMemory()).isfinite(), finite_HSPD):
+                    log.warning("cache shard %s is damaged (%s): it is dropped and harvested again", file, NOT_OF_MODEL)
+                    _remove(file)
+        if not self.shards_of(key):
+            self._write(key, acts_HSPD, _about(model, hookpoints))
+        return acts_HSPD
+
+    def _harvest(
+        self, model: LanguageModel, hookpoints: Sequence[str], tokens_HS: Int[Tensor, "H S"]
+    ) -> Float[Tensor, "H S P D"]:
         with phase("harvest"), one_at_a_time:
             acts_HSPD = model.harvest(tokens_HS, hookpoints)
-        acts_HSPD = acts_HSPD.to(self.dtype or acts_HSPD.dtype)
-        about = {"model": model.name, "identity": model.identity, "hookpoints": json.dumps(list(hookpoints))}
-        self._write(key, acts_HSPD, about)
-        return acts_HSPD
+        return acts_HSPD.to(self.dtype or acts_HSPD.dtype)
 
     def expect(self, model: LanguageModel, hookpoints: Sequence[str], tokens_HS: Int[Tensor, "H S"]) -> None:
         """Have the system fetch from disk what `get` will soon be asked for, while something else is done."""

@@ -4,7 +4,8 @@ The stream of harvested tokens is cut into blocks of a fixed number of harvest b
 order, the second half of block u-1 and the first half of block u; batches are cut from the units in order, and what
 remains of a unit opens the next one's first batch. A preallocated ring holds two blocks. All orders are functions of
 (seed, epoch, unit), so the position is (epoch, unit, offset), with the place in the text where reading has to begin,
-and to resume is to harvest two blocks again, however far the run had come.
+and to resume is to harvest two blocks again, however far the run had come. What was left out of all blocks so far is
+counted beside it.
 
 Shapes: B tokens of a batch, X crosscoding dimensions, M models, P hookpoints, D width, R rows of half the ring.
 """
@@ -24,8 +25,10 @@ from torch import Tensor
 from crosscode.batch import Batch
 from crosscode.data.ahead import ReadAhead
 from crosscode.data.documents import Place
-from crosscode.data.harvester import Harvest, Harvester
+from crosscode.data.harvester import Harvest, Harvester, finite_enough
+from crosscode.data.language_model import check_context
 from crosscode.data.shuffle import unit_order
+from crosscode.data.token_counts import TokenCounts
 from crosscode.data.token_sequences import TokenSequences
 from crosscode.errors import BadInput, close_match
 
@@ -101,8 +104,8 @@ class Dataloader:
             the shuffle buffer.
 
     Raises:
-        BadInput: batch larger than the shuffle buffer or than the data, unknown `reads` or `writes`, nothing left
-            after masking, a cursor that is none.
+        BadInput: sequences beyond the context of any of the models, batch larger than the shuffle buffer or than the
+            data, unknown `reads` or `writes`, nothing left after masking, a cursor that is none.
     """
 
     sequences: TokenSequences
@@ -133,6 +136,8 @@ class Dataloader:
             )
         if self.reads is None and self.writes is not None:
             raise BadInput(f"writes={self.writes!r} needs reads: which hookpoints is it computed from?")
+        for model in self.harvester.models:
+            check_context(model.name, model.context_length, self.sequences.sequence_length)
         inputs = self._sites("reads", self.reads)
         object.__setattr__(self, "_inputs", inputs)
         object.__setattr__(self, "_targets", inputs if self.writes is None else self._sites("writes", self.writes))
@@ -191,7 +196,7 @@ class Dataloader:
 
     def harvests(self) -> Iterator[Harvest]:
         """Every kept token once, in the order of the text, with its id and its place: for evaluation and reports."""
-        return self.harvester.over(self.sequences.in_order())
+        return finite_enough(self.harvester.over(self.sequences.in_order()))
 
     @property
     def harvests_per_block(self) -> int:
@@ -252,26 +257,48 @@ def n_cores() -> int:
 
 @attrs.define
 class Cursor:
-    """Where the next batch begins: `offset` tokens into a unit of an epoch, and from where to read the text for it."""
+    """Where the next batch begins: `offset` tokens into a unit of an epoch, and from where to read the text for it.
+
+    `tokens_read` counts the blocks from the first to that of the unit, if anything of the unit was served; blocks of
+    every epoch. `bad_rows` of the text were left out until there, each counted in one epoch only.
+    """
 
     epoch: int = 0
     unit: int = 0
     offset: int = 0
     place: Place | None = None
+    tokens_read: TokenCounts = attrs.field(factory=TokenCounts)
+    bad_rows: int = 0
 
     @classmethod
     def of(cls, cursor: Mapping[str, Any]) -> "Cursor":
         counts: dict[str, Any] = {name: cursor.get(name) for name in ("epoch", "offset", "unit")}
-        place = cursor.get("place")
+        counts["bad_rows"] = cursor.get("bad_rows", 0)
+        place, read = cursor.get("place"), cursor.get("tokens_read", {})
         if (
-            not set(cursor) <= {*counts, "place"}
-            or not all(type(value) is int and value >= 0 for value in counts.values())
+            not set(cursor) <= {*counts, "place", "tokens_read"}
             or not (place is None or isinstance(place, Mapping))
+            or not (isinstance(read, Mapping) and set(read) <= {field.name for field in attrs.fields(TokenCounts)})
+            or not all(type(value) is int and value >= 0 for value in (*counts.values(), *read.values()))
         ):
             raise BadInput(
-                f"cursor {dict(cursor)!r} is not a position in the data: {', '.join(counts)}, all >= 0, and a place."
+                f"cursor {dict(cursor)!r} is not a position in the data: {', '.join(counts)}, all >= 0, a place, and "
+                "tokens_read."
             )
-        return cls(**counts, place=place)
+        return cls(**counts, place=place, tokens_read=TokenCounts(**read))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, of which `of` makes the same cursor."""
+        return {**attrs.asdict(self, recurse=False), "tokens_read": attrs.asdict(self.tokens_read)}
+
+
+def tokens_read(cursor: Mapping[str, Any]) -> TokenCounts:
+    """Of the text that was harvested for the batches up to a cursor, in every epoch, what was kept and left out.
+
+    What was read again after a resume counts once, and what was read to measure before or after training not at all.
+    Up to half of the last block was kept and has not been served yet.
+    """
+    return Cursor.of(cursor).tokens_read if cursor else TokenCounts()
 
 
 class BatchIterator(Iterator[Batch]):
@@ -293,12 +320,27 @@ class BatchIterator(Iterator[Batch]):
 
     def cursor(self) -> dict[str, Any]:
         """Plain data from which `Dataloader.iter_from` goes on; taken after any batch, or before the first."""
-        return attrs.asdict(self._cursor, recurse=False)
+        return self._cursor.as_dict()
 
     def close(self) -> None:
         """Stop making batches; there are none after this."""
         if not sys.is_finalizing():  # torch is gone then, and threads have been stopped
             self._batches.close()
+
+
+@attrs.frozen
+class Block:
+    """What became of a block's tokens.
+
+    Attributes:
+        counts: by reason.
+        not_finite: where one was whose activations are not finite.
+        bad_rows: of the epoch's text, left out until the block's end.
+    """
+
+    counts: TokenCounts = attrs.field(factory=TokenCounts)
+    not_finite: str | None = None
+    bad_rows: int = 0
 
 
 def _batches(loader: Dataloader, at: Cursor, stopped: Callable[[], bool]) -> Generator[tuple[Batch, Cursor]]:
@@ -308,8 +350,12 @@ def _batches(loader: Dataloader, at: Cursor, stopped: Callable[[], bool]) -> Gen
     filled = 0
     while loader.epochs is None or at.epoch < loader.epochs:
         from_the_start, n_epoch = at.unit == 0 and at.offset == 0, 0
-        for ring_RMPD, slots_N, place in _units(loader, at, stopped):
+        for ring_RMPD, slots_N, place, block in _units(loader, at, stopped):
             n_epoch += len(slots_N)
+            at.bad_rows = max(at.bad_rows, block.bad_rows)  # an epoch meets again those of the one before
+            if at.offset == 0:  # else it was counted before the cursor was taken
+                at.tokens_read += block.counts
+                at.tokens_read.check(block.not_finite)
             if at.offset > len(slots_N):
                 raise BadInput(
                     f"cursor of epoch {at.epoch}, unit {at.unit}, offset {at.offset} is beyond its unit of "
@@ -323,27 +369,28 @@ def _batches(loader: Dataloader, at: Cursor, stopped: Callable[[], bool]) -> Gen
                 filled += len(take_N)
                 at.offset += len(take_N)
                 if filled == B:
-                    yield loader.batch(batch_BMPD), Cursor(at.epoch, at.unit, at.offset, place)
+                    yield loader.batch(batch_BMPD), attrs.evolve(at, place=place)
                     batch_BMPD, filled = None, 0
             at.unit, at.offset = at.unit + 1, 0
         if stopped():
             return
         if from_the_start and n_epoch == 0:
             raise BadInput(
-                "nothing is left of the text after masking: see drop_special, drop_first, max_norm_multiple."
+                f"nothing is left of the text after masking ({at.tokens_read}): see drop_special, drop_first, "
+                "max_norm_multiple, skip_not_finite."
             )
         if from_the_start and n_epoch < B:
             raise BadInput(f"batch_size={B} is larger than the data: {n_epoch} tokens after masking.")
         at.epoch, at.unit, at.offset, at.place = at.epoch + 1, 0, 0, None
     if batch_BMPD is not None and filled:
-        yield loader.batch(batch_BMPD[:filled]), Cursor(at.epoch, 0, 0)
+        yield loader.batch(batch_BMPD[:filled]), attrs.evolve(at)
 
 
 def _units(
     loader: Dataloader, at: Cursor, stopped: Callable[[], bool]
-) -> Iterator[tuple[Float[Tensor, "R2 M P D"], Tensor, Place]]:
-    """From unit `at.unit` of the epoch on: the ring, the slots of it that are served, in order, and from where to read
-    again to come to the same unit."""
+) -> Iterator[tuple[Float[Tensor, "R2 M P D"], Tensor, Place, "Block"]]:
+    """From unit `at.unit` of the epoch on: the ring, the slots of it that are served, in order, from where to read
+    again to come to the same unit, and what was left out of the unit's own block."""
     h, H = loader.harvests_per_block, loader.harvester.sequences_at_once
     R = h * H * loader.sequences.sequence_length
     epoch, unit = at.epoch, at.unit  # the caller moves `at`
@@ -354,7 +401,7 @@ def _units(
     n_previous = 0
     block = first
     while True:
-        n_current, more = 0, False
+        n_current, more, left_out = 0, False, Block()
         for harvest in islice(harvests, h):
             more = True
             if ring_RMPD is None:
@@ -362,6 +409,7 @@ def _units(
             start = (block % 2) * R + n_current
             ring_RMPD[start : start + len(harvest)] = harvest.acts_NMPD
             n_current += len(harvest)
+            left_out = Block(left_out.counts + harvest.counts, harvest.not_finite or left_out.not_finite)
             if stopped():
                 return
         if ring_RMPD is None:
@@ -370,7 +418,8 @@ def _units(
             which_N, index_N = unit_order(n_previous, n_current, loader.seed, epoch, block)
             # Block u lies in half u % 2 of the ring: 1 in `which_N` is this block, 0 the one before.
             slots_N = ((which_N + block + 1) % 2) * R + index_N
-            yield ring_RMPD, slots_N, sequences.place_of(max(block - 1, 0) * h * H)
+            left_out = attrs.evolve(left_out, bad_rows=sequences.bad_rows)
+            yield ring_RMPD, slots_N, sequences.place_of(max(block - 1, 0) * h * H), left_out
         if not more:
             return
         n_previous = n_current

@@ -1,19 +1,25 @@
 """Where text comes from: the embedded text, local files, the Hugging Face hub, or a Python iterable.
 
 A source is a stream of documents, each a text or a list of token ids, that can be opened at any place it has told.
+What a row holds that is neither comes as `Unusable`, so that whoever reads can name it, or leave it out and read on.
 """
 
+import ast
+import functools
 import hashlib
 import itertools
+import json
 import logging
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, NoReturn, Protocol, cast, runtime_checkable
 
 import attrs
 
-from crosscode.errors import BadInput, CrosscodeError, close_match, first_line
+from crosscode.errors import DAMAGE, BadInput, CrosscodeError, close_match, first_line
+from crosscode.protocols import Structural
 
 TRIES = 5  # in a row, without a document between them
 WAIT = 1.0  # seconds before the first new try; doubles with each
@@ -26,8 +32,20 @@ Place = Mapping[str, Any]
 log = logging.getLogger(__name__)
 
 
+@attrs.frozen
+class Unusable:
+    """A row that is no document, and why; the line names the row between its two halves."""
+
+    after: str
+    before: str = ""
+
+    def at(self, where: str) -> str:
+        """The whole line, for the row that `where` names."""
+        return f"{self.before}{where}{self.after}"
+
+
 @runtime_checkable
-class Documents(Protocol):
+class Documents(Protocol, metaclass=Structural):
     """A stream of documents that says where it stands."""
 
     def __iter__(self) -> Iterator[Any]: ...
@@ -37,22 +55,26 @@ class Documents(Protocol):
         """Where the next document begins."""
         ...
 
+    def where(self) -> str:
+        """Which row the last document was, for messages: lines count from 1, rows and documents from 0."""
+        ...
+
 
 @attrs.frozen
 class HubText:
-    """A data set on the Hugging Face hub, streamed in its own order."""
+    """A data set on the Hugging Face hub, streamed in its own order; no split is its `train`."""
 
     name: str
     config: str | None
-    split: str
+    split: str | None
     revision: str | None
 
 
-def open_hub(hub: HubText, column: str, place: Place) -> Documents:
+def open_hub(hub: HubText, column: str, place: Place, document: int) -> Documents:
     """The documents of a hub data set, streamed; a stream that breaks is opened again where it broke.
 
     Raises:
-        BadInput: there is no such data set.
+        BadInput: there is no such data set, configuration, split or column.
         CrosscodeError: after `TRIES` tries in a row without a document.
     """
     import datasets
@@ -62,24 +84,122 @@ def open_hub(hub: HubText, column: str, place: Place) -> Documents:
     def open_at(place: Place) -> Documents:
         nonlocal opened
         try:
-            rows = datasets.load_dataset(hub.name, hub.config, split=hub.split, revision=hub.revision, streaming=True)
+            rows = datasets.load_dataset(
+                hub.name, hub.config, split=hub.split or "train", revision=hub.revision, streaming=True
+            )
         except Exception as error:  # `datasets` raises a dozen unrelated types for an unknown name, config or split
             if opened:
                 raise
-            raise BadInput(
-                f"dataset {hub.name!r} (config {hub.config!r}, split {hub.split!r}) is no local file, "
-                f"and the hub did not give it: {first_line(error)}"
-            ) from error
+            _refuse(hub, error)
         opened = True
         return _Streamed(rows, column, f"dataset {hub.name!r}", place)
 
     # Network errors come as OSError, requests', httpx' and fsspec's own types.
-    return Retrying(open_at, place, f"dataset {hub.name!r}", lambda error: not isinstance(error, CrosscodeError))
+    passing = lambda error: not isinstance(error, CrosscodeError)
+    return Retrying(open_at, place, f"dataset {hub.name!r}", passing, document)
 
 
-def open_rows(rows: Callable[[], Iterable[Any]], what: str, place: Place) -> Documents:
+def _refuse(hub: HubText, error: Exception) -> NoReturn:
+    """Say why the hub did not give a data set; if a configuration or a split is the reason, which there are."""
+    listed = re.search(r"(configs?|Available|splits)\W*: (\[[^\]]*\])", str(error), flags=re.IGNORECASE)
+    try:
+        known = [str(name) for name in ast.literal_eval(listed[2])] if listed else []
+    except (ValueError, SyntaxError):
+        known = []
+    what = f"dataset {hub.name!r}"
+    if known and "config" in str(error).lower():
+        no_config(hub.config, known, what)
+    if known and "split" in str(error).lower():
+        _no_split(hub.split, known, what)
+    parts = {"config": hub.config, "split": hub.split or "train", "revision": hub.revision}
+    given = ", ".join(f"{name} {value!r}" for name, value in parts.items() if value is not None)
+    raise BadInput(f"{what} ({given}) is no local file, and the hub did not give it: {first_line(error)}") from error
+
+
+def no_config(config: str | None, known: Iterable[str], what: str) -> NoReturn:
+    """Refuse a configuration that is not there, or not said."""
+    if config is None:
+        raise BadInput(f"{what} has several configurations: name one with --dataset-config.{close_match('', known)}")
+    raise BadInput(f"dataset_config={config!r} is not a configuration of {what}.{close_match(config, known)}")
+
+
+def chosen_split(split: str | None, known: Sequence[str], what: str) -> str:
+    """The split that is asked for; `train`, or the only one, where none is."""
+    if split is None:
+        split = known[0] if len(known) == 1 else "train"
+        if split in known:
+            return split
+        _no_split(None, known, what)
+    if split not in known:
+        _no_split(split, known, what)
+    return split
+
+
+def _no_split(split: str | None, known: Iterable[str], what: str) -> NoReturn:
+    if split is None:
+        raise BadInput(f"{what} has no split 'train': name one with --dataset-split.{close_match('', known)}")
+    raise BadInput(f"dataset_split={split!r} is not a split of {what}.{close_match(split, known)}")
+
+
+@functools.lru_cache(maxsize=1024)
+def tell_once(line: str) -> None:
+    """Log a warning; the same text is read for several purposes, and is told of once."""
+    log.warning(line)
+
+
+def without_parts(what: str, config: str | None, split: str | None, revision: str | None) -> None:
+    """Refuse a configuration, split or revision of what has none."""
+    for name, value in {"config": config, "split": split, "revision": revision}.items():
+        if value is not None:
+            raise BadInput(f"dataset_{name}={value!r}: {what} has no {name}s; leave --dataset-{name} out.")
+
+
+def rows_of(
+    source: Any, column: str, what: str, config: str | None, split: str | None, revision: str | None
+) -> Iterable[Any]:
+    """What was handed in, as something that gives documents or rows whenever it is iterated.
+
+    Raises:
+        BadInput: iterated it gives no rows; a column that is no text; a part of what has none.
+    """
+    if isinstance(source, Mapping) and source and all(hasattr(rows, "column_names") for rows in source.values()):
+        without_parts(what, config, None, revision)
+        rows: Iterable[Any] = narrowed(source[chosen_split(split, list(source), what)], column, what)
+        return rows
+    without_parts(what, config, split, revision)
+    if isinstance(source, Mapping) and any(value is not None for value in source.values()):
+        raise BadInput(f"{what} is a mapping, whose keys would be read: hand over its texts, or a list of rows.")
+    if any(hasattr(source, name) for name in ("itertuples", "iter_rows", "to_batches")):  # pandas, polars, pyarrow
+        raise BadInput(f"{what} is a table, whose columns would be read: hand over the column of the text as a list.")
+    if isinstance(source, bytes | bytearray) or not (hasattr(source, "__iter__") or hasattr(source, "__getitem__")):
+        raise BadInput(f"{what} is no iterable of texts: name a file or data set, or hand over a list.")
+    if isinstance(source, Iterator):
+        raise BadInput(
+            f"{what} is an iterator, which can be read only once: hand in a list, or an object whose __iter__ starts "
+            "anew."
+        )
+    rows = narrowed(source, column, what)
+    return rows
+
+
+def narrowed(rows: Any, column: str, what: str) -> Any:
+    """Rows of `datasets` with the one column that is read: others may hold images, which would be decoded."""
+    features = getattr(rows, "features", None)
+    if features is None or not hasattr(rows, "select_columns"):
+        return rows
+    check_column(column, features.arrow_schema, what)
+    return rows.select_columns([column])
+
+
+def open_rows(rows: Callable[[], Iterable[Any]], column: str, what: str, place: Place, document: int) -> Documents:
     """The documents of an iterable, which is told by their number alone."""
-    return Retrying(lambda place: Counted(rows(), place), place, what, lambda error: not isinstance(error, MISTAKES))
+    return Retrying(
+        lambda place: Counted(rows(), column, what, place),
+        place,
+        what,
+        lambda error: not isinstance(error, MISTAKES),
+        document,
+    )
 
 
 @attrs.define(eq=False)
@@ -91,16 +211,17 @@ class Retrying(Iterator[Any]):
         start: where to begin.
         what: the source, for messages.
         passing: whether an error may be gone at the next try.
+        document: the number of the first document, for messages.
     """
 
     open_at: Callable[[Place], Documents]
     start: Place
     what: str
     passing: Callable[[Exception], bool]
+    document: int = 0
     _documents: Documents | None = attrs.field(default=None, init=False)
     _known: Place = attrs.field(default=attrs.Factory(lambda self: self.start, takes_self=True), init=False)
     _since: int = attrs.field(default=0, init=False)  # documents read since the last place that is known
-    _read: int = attrs.field(default=0, init=False)
 
     def __next__(self) -> Any:
         for failures in itertools.count(1):
@@ -115,15 +236,17 @@ class Retrying(Iterator[Any]):
             except Exception as error:
                 if not self.passing(error):
                     raise
-                where = f"broke at document {self._read}" + (" of what was left" if self.start else "")
+                why = first_line(error)
                 if failures >= TRIES:
-                    raise CrosscodeError(f"{self.what} {where}, {TRIES} times in a row: {first_line(error)}") from error
-                log.warning("%s %s (%s); trying again", self.what, where, first_line(error))
+                    raise CrosscodeError(
+                        f"{self.what} broke at document {self.document}, {TRIES} times in a row: {why}"
+                    ) from error
+                log.warning("%s broke at document %d (%s); trying again", self.what, self.document, why)
                 time.sleep(WAIT * 2 ** (failures - 1))
                 self._documents = None
             else:
                 self._since += 1
-                self._read += 1
+                self.document += 1
                 return document
         raise AssertionError("unreachable")
 
@@ -133,12 +256,16 @@ class Retrying(Iterator[Any]):
             self._known, self._since = self._documents.place(), 0
         return dict(self._known)
 
+    def where(self) -> str:
+        return self.what if self._documents is None else self._documents.where()
+
 
 class Counted(Iterator[Any]):
     """An iterable from its n-th row on; what comes before is not read where it need not be."""
 
-    def __init__(self, rows: Iterable[Any], place: Place) -> None:
-        self._row: int = place.get("row", 0)
+    def __init__(self, rows: Iterable[Any], column: str, what: str, place: Place) -> None:
+        self._column, self._what = column, what
+        self._row = whole(place, "row")
         skip = getattr(rows, "skip", None)  # of `datasets`
         if self._row == 0:
             self._rows = iter(rows)
@@ -150,37 +277,154 @@ class Counted(Iterator[Any]):
             self._rows = itertools.islice(rows, self._row, None)
 
     def __next__(self) -> Any:
-        document = next(self._rows)
+        row = next(self._rows)
         self._row += 1
-        return document
+        return cell(row, self._column) if isinstance(row, Mapping) else as_document(row)
 
     def place(self) -> dict[str, Any]:
         return {"row": self._row}
+
+    def where(self) -> str:
+        return f"{self._what}, document {self._row - 1}"
 
 
 class _Streamed(Iterator[Any]):
     """A streamed data set, in its own order, which it can resume by itself."""
 
     def __init__(self, rows: Any, column: str, what: str, place: Place) -> None:
-        self._data, self._column, self._what = rows, column, what
+        self._data, self._column, self._what = narrowed(rows, column, what), column, what
+        self._row = whole(place, "row")
         if place:
-            rows.load_state_dict(place["hub"])
-        self._rows: Iterator[Any] = iter(rows)
+            if not isinstance(place.get("hub"), Mapping):
+                raise BadInput(f"place {dict(place)!r} is not a place in {what}.")
+            self._data.load_state_dict(place["hub"])
+        self._rows: Iterator[Any] = iter(self._data)
 
     def __next__(self) -> Any:
-        return cell(next(self._rows), self._column, self._what)
+        row = next(self._rows)
+        self._row += 1
+        return cell(row, self._column)
 
     def place(self) -> dict[str, Any]:
-        return {"hub": self._data.state_dict()}
+        return {"hub": self._data.state_dict(), "row": self._row}
+
+    def where(self) -> str:
+        return f"{self._what}, row {self._row - 1}"
 
 
-def cell(row: Any, column: str, where: str) -> Any:
-    """The text (or list of ids) of a row, unchecked; an absent text is an empty one."""
+def whole(place: Place, name: str) -> int:
+    """A number of a place, 0 where it has none.
+
+    Raises:
+        BadInput: it is something else.
+    """
+    value = place.get(name, 0)
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise BadInput(f"place {dict(place)!r} is not a place in a text: {name} must be a whole number, at least 0.")
+    return value
+
+
+LONGEST_TEXT = 1 << 26
+"""Bytes of a row, or characters of its text: beyond, a file has no rows, and tokenising takes all memory there is."""
+TOO_LONG = Unusable(f" is longer than {LONGEST_TEXT >> 20} MiB: a text is read whole, so divide it into documents")
+
+
+def cell(row: Any, column: str) -> "str | list[int] | Unusable":
+    """The document in a column of a row."""
     if not isinstance(row, Mapping):
-        raise BadInput(f"{where}: each row must be an object with a key {column!r}, not {type(row).__name__}.")
+        return Unusable(f": each row must be an object with a key {column!r}, not {type(row).__name__}")
     if column not in row:
-        raise BadInput(f"text_column {column!r} is not in {where}.{columns(column, row)}")
-    return "" if row[column] is None else row[column]
+        return Unusable(f".{columns(column, row)}", before=f"text_column {column!r} is not in ")
+    document = as_document(row[column])
+    if not isinstance(document, Unusable):
+        return document
+    others = [name for name in row if name != column and not isinstance(as_document(row[name]), Unusable)]
+    of_others = f"; of its columns, {', '.join(map(repr, others))} could be read" if others else ""
+    return attrs.evolve(document, after=f"{document.after} (column {column!r}{of_others})")
+
+
+def as_document(value: Any) -> "str | list[int] | Unusable":
+    """A text or a list of token ids, of any kind of string, list, array or tensor; an absent one is an empty text.
+
+    Half of a surrogate pair, which is no character and which no tokenizer takes, becomes U+FFFD.
+    """
+    if not isinstance(value, str) and hasattr(value, "tolist"):  # tensors and arrays
+        value = value.tolist()
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        if len(value) > LONGEST_TEXT:
+            return TOO_LONG
+        text = str(value)
+        return text if text.isascii() else _whole_characters(text)
+    if isinstance(value, list | tuple):
+        ids = list(value)
+        if all(type(id_) is int for id_ in ids):
+            return ids
+        ids = [id_.tolist() if hasattr(id_, "tolist") else id_ for id_ in ids]
+        wrong = [id_ for id_ in ids if type(id_) is not int]
+        if not wrong:
+            return ids
+        held = f"a list with {_shown(wrong[0])}"
+    else:
+        held = _shown(value)
+    return Unusable(f" is neither a text nor a list of token ids but {held}")
+
+
+def _whole_characters(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
+def _shown(value: Any) -> str:
+    """What a value is, by its type and its beginning."""
+    if value is None:
+        return "null"
+    kind = {"dict": "object", "bool": "true or false"}.get(type(value).__name__, type(value).__name__)
+    return f"{kind} {str(value)[:40]!r}"
+
+
+def check_column(column: str, schema: Any, what: str) -> None:
+    """Whether a column of an Arrow schema can hold documents.
+
+    Raises:
+        BadInput: it is not there, or is of another type; the line says of which, and which columns could be read.
+    """
+    if column not in schema.names:
+        raise BadInput(f"text_column {column!r} is not in {what}.{columns(column, schema.names)}")
+    field = schema.field(column)
+    if not _holds_documents(field.type):
+        others = [repr(name) for name in schema.names if _holds_documents(schema.field(name).type)]
+        raise BadInput(
+            f"text_column {column!r} of {what} is neither text nor lists of token ids but of type "
+            f"{_called(schema, column)}. Columns that could be read: {', '.join(others) or 'none'}."
+        )
+
+
+def _holds_documents(kind: Any) -> bool:
+    from pyarrow import types
+
+    def text(kind: Any) -> bool:
+        return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
+
+    if types.is_dictionary(kind):
+        return text(kind.value_type)
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        return bool(types.is_integer(kind.value_type))
+    return text(kind) or bool(types.is_null(kind))
+
+
+def _called(schema: Any, column: str) -> str:
+    """The type of a column, as `datasets` calls it if it wrote the schema: an image is a struct of bytes to Arrow."""
+    kind = str(schema.field(column).type)
+    try:
+        feature = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]["_type"]
+    except DAMAGE:
+        return kind
+    return kind if feature in ("Value", "List", "LargeList", "Sequence") else f"{feature} ({kind})"
 
 
 def fingerprint(source: tuple[Path, ...] | HubText | Iterable[Any]) -> dict[str, Any]:
@@ -200,6 +444,6 @@ def hash_file(file: Path) -> str:
 
 def columns(column: str, names: Iterable[str]) -> str:
     """The columns there are, and the one that was probably meant, for an error."""
-    names = list(names)
+    names = list(map(str, names))
     close = close_match(column, names)
     return (close if close.startswith(" Did") else "") + f" Columns: {', '.join(map(repr, names))}."

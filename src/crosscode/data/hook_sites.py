@@ -6,6 +6,7 @@ the bridge, who has to show attention patterns, cannot.
 """
 
 import copy
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -24,40 +25,58 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 3e-2}
 
 @attrs.frozen
 class Site:
-    """What enters or leaves a module: its first argument, its first result.
+    """What enters or leaves a module: an argument of its, or a part of its result.
 
     Attributes:
         path: of the module, for `get_submodule`.
         side: `input` or `output`.
+        key: which argument, by position or keyword; or which part of a result that is a tuple, a list or a mapping.
+        nth: which of the module's calls in a forward pass: blocks may share modules, or be gone through again.
     """
 
     path: str
     side: Literal["input", "output"]
+    key: int | str = 0
+    nth: int = 0
 
     def attach(self, model: Any, hook_fn: HookFn) -> Any:
-        """Let a function see, and replace, what passes here; returns the handle that removes it."""
+        """Let a function see, and replace, what passes here; returns the handle that removes it.
+
+        Calls are counted from here on, so that a hook is of one forward pass.
+        """
         module = model.get_submodule(self.path)
+        calls = itertools.count()
         if self.side == "output":
-            return module.register_forward_hook(lambda module, args, output: _replaced_output(hook_fn, output))
+            return module.register_forward_hook(
+                lambda module, args, output: self._replaced(hook_fn, output) if next(calls) == self.nth else None
+            )
         return module.register_forward_pre_hook(
-            lambda module, args, kwargs: _replaced_input(hook_fn, args, kwargs), with_kwargs=True
+            lambda module, args, kwargs: (
+                self._replaced_input(hook_fn, args, kwargs) if next(calls) == self.nth else None
+            ),
+            with_kwargs=True,
         )
 
+    def _replaced(self, hook_fn: HookFn, items: Any) -> Any:
+        """A result, or positional arguments, with what the function returns in its place; None if that is None."""
+        if isinstance(items, Tensor):
+            return hook_fn(items)
+        replaced = hook_fn(items[self.key])
+        if replaced is None:
+            return None
+        if isinstance(items, tuple):
+            return tuple(replaced if at == self.key else item for at, item in enumerate(items))
+        copied = copy.copy(items)
+        copied[self.key] = replaced
+        return copied
 
-def _replaced_output(hook_fn: HookFn, output: Any) -> Any:
-    if not isinstance(output, tuple):
-        return hook_fn(output)
-    replaced = hook_fn(output[0])
-    return None if replaced is None else (replaced, *output[1:])
-
-
-def _replaced_input(hook_fn: HookFn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
-    if args:
-        replaced = hook_fn(args[0])
-        return None if replaced is None else ((replaced, *args[1:]), kwargs)
-    first = next(iter(kwargs))
-    replaced = hook_fn(kwargs[first])
-    return None if replaced is None else (args, kwargs | {first: replaced})
+    def _replaced_input(self, hook_fn: HookFn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if isinstance(self.key, int) and self.key < len(args):
+            replaced = self._replaced(hook_fn, args)
+            return None if replaced is None else (replaced, kwargs)
+        key = self.key if isinstance(self.key, str) else next(iter(kwargs))
+        replaced = hook_fn(kwargs[key])
+        return None if replaced is None else (args, kwargs | {key: replaced})
 
 
 @contextmanager

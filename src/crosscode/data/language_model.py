@@ -10,12 +10,15 @@ from typing import Any, Protocol, runtime_checkable
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from crosscode.errors import BadInput
+from crosscode.protocols import Structural
+
 one_at_a_time = threading.RLock()
 """Held around every use of a model or a tokenizer: one thread may read ahead while another evaluates."""
 
 
 @runtime_checkable
-class LanguageModel(Protocol):
+class LanguageModel(Protocol, metaclass=Structural):
     """A language model whose activations can be harvested.
 
     Attributes:
@@ -29,6 +32,8 @@ class LanguageModel(Protocol):
         context_length: the most positions that the model takes, or None when there is no limit.
         n_layers: transformer blocks.
         hookpoints: every name that `harvest` takes.
+
+    A model may also have a `vocab_size`, the rows of its embedding: token ids beyond it are then refused in one line.
     """
 
     @property
@@ -82,6 +87,61 @@ class SpliceableModel(LanguageModel, Protocol):
 class ReadOutModel(LanguageModel, Protocol):
     """A language model that says what a direction in its residual stream adds to the logits."""
 
-    def unembedding(self) -> Float[Tensor, "D V"]:
-        """The unembedding, with what the final norm does to a direction folded in, but for its division by the size."""
+    def unembedding(self) -> Float[Tensor, "D V"] | None:
+        """What a direction in the last block's output adds to the logits.
+
+        The unembedding, with what the final norm does to a direction folded in, but for its division by the size. None
+        where there is no such matrix.
+        """
         ...
+
+    def direct_gain(self, hookpoint: str) -> float | None:
+        """By what a direction written at a hookpoint is multiplied until it is in the last block's output.
+
+        1 where it is added to the residual stream, which nothing scales; None where it does not get there by addition
+        alone: where a norm comes in between, say.
+        """
+        ...
+
+
+def vocab_size_of(model: LanguageModel) -> int | None:
+    """Rows of a model's embedding, if it says: token ids from there on are none, whatever its tokenizer knows."""
+    rows: int | None = getattr(model, "vocab_size", None)
+    return rows
+
+
+def check_context(name: str, context_length: int | None, sequence_length: int) -> None:
+    """Raises `BadInput` for sequences that are longer than a model takes."""
+    if context_length is not None and sequence_length > context_length:
+        raise BadInput(
+            f"sequence_length={sequence_length} is beyond the context of model {name!r}: {context_length} tokens."
+        )
+
+
+def check_ids(name: str, vocab_size: int | None, tokens: Tensor) -> None:
+    """Raises `BadInput` for token ids that a model has no rows for."""
+    if vocab_size is not None and tokens.numel():
+        least, most = int(tokens.min()), int(tokens.max())
+        if least < 0 or most >= vocab_size:
+            raise BadInput(
+                f"token id {most if least >= 0 else least} is beyond the {vocab_size} rows of the embedding of model "
+                f"{name!r}: a token that was added to the tokenizer alone needs resize_token_embeddings."
+            )
+
+
+def check_tokenizer(model: LanguageModel) -> None:
+    """Raises `BadInput` for a tokenizer whose own tokens have no rows in the embedding.
+
+    Tokens that were added to it later may be without: they are refused when they come.
+    """
+    rows = vocab_size_of(model)
+    if rows is None:
+        return
+    added: Mapping[str, int] = getattr(model.tokenizer, "get_added_vocab", dict)()
+    ids = model.vocabulary
+    beyond = sorted((token for token in ids if ids[token] >= rows and token not in added), key=ids.__getitem__)
+    if beyond:
+        raise BadInput(
+            f"model {model.name!r} has {rows} rows in its embedding, and {len(beyond)} tokens of its tokenizer have "
+            f"ids beyond them, as {', '.join(map(repr, beyond[:3]))}: another model's tokenizer?"
+        )

@@ -6,9 +6,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from crosscode.checks import usable_device
+from crosscode.checks import usable_device, usable_dtype
 from crosscode.data import embedded
-from crosscode.data.language_model import SpliceableModel
 from crosscode.data.transformer_lens_model import TransformerLensModel
 from crosscode.errors import BadInput, close_match, first_line
 
@@ -22,7 +21,7 @@ def load_language_model(
     revision: str | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | str = torch.float32,
-) -> SpliceableModel:
+) -> TransformerLensModel:
     """A language model by name; weights are read when activations are first asked for.
 
     Args:
@@ -37,13 +36,15 @@ def load_language_model(
         BadInput: the folder, the hub name, the device or the dtype does not exist.
     """
     source, gguf_file = _resolve(name, revision)
+    device, dtype = usable_device(device), _dtype(dtype)
+    usable_dtype("model_dtype", str(dtype).removeprefix("torch."), dtype, device)
     model = TransformerLensModel(
         name=name,
         source=source,
         revision=revision,
         gguf_file=gguf_file,
-        device=usable_device(device),
-        dtype=_dtype(dtype),
+        device=device,
+        dtype=dtype,
     )
     _ = model.config, model.tokenizer  # cheap, and the first thing to be wrong
     return model

@@ -18,9 +18,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from crosscode.data import documents, text_files
-from crosscode.data.documents import HubText, Place
-from crosscode.data.language_model import LanguageModel, one_at_a_time
+from crosscode.data import documents, text_files, text_folders
+from crosscode.data.documents import HubText, Place, Unusable
+from crosscode.data.language_model import LanguageModel, check_context, check_ids, one_at_a_time, vocab_size_of
 from crosscode.data.shuffle import shuffled_in_blocks
 from crosscode.errors import BadInput, close_match
 
@@ -58,10 +58,12 @@ class TokenSequences:
     """Text as packed token sequences; every iteration starts anew, with the same sequences in the same order.
 
     Args:
-        source: `"embedded"` (the text that ships with the package), a local `.parquet`, `.jsonl`, `.json` or `.txt`
-            file (also gzipped) or a folder of them, the name of a data set on the Hugging Face hub (streamed), or any
-            Python iterable of strings, of lists of token ids or of rows (a `datasets.Dataset`) that can be iterated
-            again. A `.txt` file holds one document a paragraph (blank lines between).
+        source: `"embedded"` (the text that ships with the package), a local `.parquet`, `.arrow`, `.jsonl`, `.json` or
+            `.txt` file (the last three also in `.gz` or `.zst`), a pattern or a folder of them (see
+            `text_folders.files_of`), the name of a data set on the Hugging Face hub (streamed), or any Python iterable
+            of strings, of lists of token ids or of rows (a `datasets.Dataset`) that can be iterated again. A `.txt`
+            file holds one document a paragraph (blank lines between), a `.json` file an object a line or a list of
+            objects. Half of a surrogate pair in a text is read as U+FFFD.
         model: whose tokenizer is used; with several models, any one of them, for they share the vocabulary.
         sequence_length: tokens of a sequence, S.
         text_column: column or key of the text (or of lists of token ids) in data sets, `.parquet` and `.json(l)`.
@@ -75,11 +77,13 @@ class TokenSequences:
             activation is taken from.
         seed: of the order of sequences; None keeps the order of the text.
         shuffle_sequences: sequences of one block of the shuffle; one block is held in memory.
-        hub_config, hub_split, hub_revision: which part of a hub data set.
+        dataset_config, dataset_split, dataset_revision: which part of a hub data set, or of one in a folder; no split
+            is `train`, or the only one there is.
+        skip_bad_rows: leave out what cannot be read as a document, and count it, where it is otherwise refused.
 
     Raises:
-        BadInput: source not found, unknown column (the known ones are listed), no document, BOS or EOS asked of a
-            model without one, ids outside the vocabulary, `sequence_length` beyond the model's context.
+        BadInput: source, configuration, split or column not found (the known ones are listed), no document, a row that
+            is none, BOS or EOS asked of a model without one, `sequence_length` beyond the model's context.
     """
 
     source: str | Path | Iterable[Any] = attrs.field(repr=lambda source: _label(source))
@@ -95,9 +99,10 @@ class TokenSequences:
     short: Literal["drop", "pad"] = attrs.field(default="drop", kw_only=True)
     seed: int | None = attrs.field(default=0, kw_only=True)
     shuffle_sequences: int = attrs.field(default=2048, kw_only=True)
-    hub_config: str | None = attrs.field(default=None, kw_only=True)
-    hub_split: str = attrs.field(default="train", kw_only=True)
-    hub_revision: str | None = attrs.field(default=None, kw_only=True)
+    dataset_config: str | None = attrs.field(default=None, kw_only=True)
+    dataset_split: str | None = attrs.field(default=None, kw_only=True)
+    dataset_revision: str | None = attrs.field(default=None, kw_only=True)
+    skip_bad_rows: bool = attrs.field(default=False, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
         choices = {"split": ("train", "held_out", "all"), "separator": ("eos", "bos", "none"), "short": ("drop", "pad")}
@@ -109,25 +114,18 @@ class TokenSequences:
         for name, least in {"sequence_length": 2, "held_out_every": 2, "shuffle_sequences": 1}.items():
             if getattr(self, name) < least:
                 raise BadInput(f"{name}={getattr(self, name)} must be at least {least}.")
-        context = self.model.context_length
-        if context is not None and self.sequence_length > context:
-            raise BadInput(
-                f"sequence_length={self.sequence_length} is beyond the context of model {self.model.name!r}: "
-                f"{context} tokens."
-            )
+        check_context(self.model.name, self.model.context_length, self.sequence_length)
         for name, id_ in {"bos": self.model.bos_id, "eos": self.model.eos_id}.items():
             wanted = self.separator == name or (name == "bos" and self.prepend_bos)
             if wanted and id_ is None:
                 option = f"separator={name!r}" if self.separator == name else "prepend_bos=True"
                 raise BadInput(f"{option}: model {self.model.name!r} has no {name.upper()} token.")
-        if isinstance(self.source, Iterator):
-            raise BadInput(
-                "dataset is an iterator, which can be read only once: hand in a list, or an object whose __iter__ "
-                "starts anew."
-            )
-        if self.source == "":
+            if wanted and id_ is not None:
+                check_ids(self.model.name, vocab_size_of(self.model), torch.tensor([id_]))
+        if isinstance(self.source, str) and not self.source:
             raise BadInput("dataset='' is empty: name 'embedded', a file, a folder or a data set of the hub.")
-        _ = self._text  # a file that is not there is found now
+        if self.files is not None:
+            text_files.check_files(self.files, self.text_column, self.skip_bad_rows)
 
     def __iter__(self) -> "OrderedSequences":
         return self.iter_from(0)
@@ -160,59 +158,67 @@ class TokenSequences:
         }
         vocabulary = hashlib.sha256(repr(sorted(self.model.vocabulary.items())).encode()).hexdigest()
         # The embedded text is that of the installed packages: other versions, other text.
-        source = documents.fingerprint(self.open({}) if self._text == "embedded" else self._text)
+        source = documents.fingerprint(self.open({}) if self._is_embedded else self._text)
         canonical = json.dumps(policy | {"source": source, "vocabulary": vocabulary}, sort_keys=True, default=str)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     @cached_property
     def _text(self) -> Any:
-        """Files, a hub data set, `"embedded"`, or the iterable that was handed in."""
+        """Files, a hub data set, `"embedded"`, or rows that were handed in."""
+        parts = self.dataset_config, self.dataset_split, self.dataset_revision
         if not isinstance(self.source, str | Path):
-            return self.source
-        if self.source == "embedded":
+            return documents.rows_of(self.source, self.text_column, f"dataset {_label(self.source)}", *parts)
+        if self._is_embedded:
+            documents.without_parts("dataset 'embedded'", *parts)
             return "embedded"
-        if isinstance(self.source, Path) or text_files.looks_local(self.source):
-            return text_files.files_of(Path(self.source).expanduser())
-        return HubText(self.source, self.hub_config, self.hub_split, self.hub_revision)
+        if isinstance(self.source, Path) or text_folders.looks_local(self.source):
+            return text_folders.files_of(Path(self.source).expanduser(), *parts)
+        return HubText(self.source, *parts)
 
-    def open(self, place: Place) -> documents.Documents:
-        """The documents of the source, of every split, from a place on."""
-        if self._text == "embedded":
+    @cached_property
+    def _is_embedded(self) -> bool:
+        return isinstance(self.source, str) and self.source == "embedded"
+
+    @property
+    def files(self) -> tuple[Path, ...] | None:
+        """The local files that are read, in order; None of any other source."""
+        text = self._text
+        return text if isinstance(self.source, str | Path) and isinstance(text, tuple) else None
+
+    def open(self, place: Place, document: int = 0) -> documents.Documents:
+        """The documents of the source, of every split, from a place on, which is where document `document` begins."""
+        if self._is_embedded:
             from crosscode.data import embedded
 
             parts: tuple[Any, ...] = ("train", "held_out") if self.split == "all" else (self.split,)
-            return documents.open_rows(
-                lambda: itertools.chain.from_iterable(map(embedded.documents, parts)), "the embedded text", place
-            )
+            rows: Any = lambda: itertools.chain.from_iterable(map(embedded.documents, parts))
+            return documents.open_rows(rows, self.text_column, "the embedded text", place, document)
         if isinstance(self._text, HubText):
-            return documents.open_hub(self._text, self.text_column, place)
-        if isinstance(self.source, str | Path):
-            return text_files.open_files(self._text, self.text_column, place)
-        return documents.open_rows(lambda: self._text, f"dataset {_label(self.source)}", place)
+            return documents.open_hub(self._text, self.text_column, place, document)
+        if self.files is not None:
+            return text_files.open_files(self.files, self.text_column, place, document)
+        rows = lambda: self._text
+        return documents.open_rows(rows, self.text_column, f"dataset {_label(self.source)}", place, document)
 
     def in_split(self, index: int) -> bool:
         """Whether a document is in this split, by its index in the source."""
-        if self.split == "all" or self._text == "embedded":
+        if self.split == "all" or self._is_embedded:
             return True
         held_out = index % self.held_out_every == self.held_out_every - 1
         return held_out == (self.split == "held_out")
 
-    def pieces(self, some: Sequence[tuple[int, Any]]) -> list[tuple[Sequence[int], int]]:
+    def pieces(self, some: Sequence[tuple[int, str | list[int]]]) -> list[tuple[Sequence[int], int]]:
         """Documents, tokenised, each with its separator unless it brings its own; and whose the tokens are.
 
         Args:
-            some: indices of documents in the source, and the documents: what they are has not been checked yet.
+            some: indices of documents in the source, and the documents.
         """
-        where = f"dataset {_label(self.source)}"
-        some = [  # rows of a `datasets.Dataset` that was handed in
-            (i, documents.cell(row, self.text_column, where) if isinstance(row, Mapping) else row) for i, row in some
-        ]
         texts = [document for _, document in some if isinstance(document, str) and document]
         with one_at_a_time:
             tokenised = iter(self.model.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else ())
         pieces: list[tuple[Sequence[int], int]] = []
         for index, document in some:
-            ids = next(tokenised) if isinstance(document, str) and document else self._checked(index, document)
+            ids: Sequence[int] = next(tokenised) if isinstance(document, str) and document else list(document)  # type: ignore[arg-type]
             if not len(ids):
                 continue
             if self.separator == "bos" and ids[0] != self.bos:
@@ -222,29 +228,20 @@ class TokenSequences:
                 pieces.append(([self._eos], ADDED))
         return pieces
 
-    def _checked(self, index: int, document: Any) -> Sequence[int]:
-        """Token ids that were handed in; an empty document has none."""
-        if hasattr(document, "tolist"):  # tensors and arrays
-            document = document.tolist()
-        if document is None or document in ("", [], ()):
-            return ()
-        if not isinstance(document, list | tuple) or not all(type(id_) is int for id_ in document):
-            raise BadInput(
-                f"dataset {_label(self.source)}, document {index} is neither a text nor a list of token ids "
-                f"(column {self.text_column!r}): {str(document)[:40]!r}"
-            )
-        ids: Sequence[int] = document
-        least, most = min(ids), max(ids)
+    def checked(self, document: str | list[int] | Unusable) -> str | list[int] | Unusable:
+        """The same document, unless it has token ids that the vocabulary has not."""
+        if not isinstance(document, list) or not document:
+            return document
+        least, most = min(document), max(document)
         if least < 0 or most > self._largest_id:
-            raise BadInput(
-                f"dataset {_label(self.source)}, document {index} has token ids from {least} to {most}; "
-                f"the vocabulary of {self.model.name!r} ends at {self._largest_id}."
-            )
-        return ids
+            name, end = self.model.name, self._largest_id
+            return Unusable(f" has token ids from {least} to {most}; the vocabulary of {name!r} ends at {end}")
+        return document
 
     @cached_property
     def _largest_id(self) -> int:
-        return max(self.model.vocabulary.values())
+        rows = vocab_size_of(self.model)
+        return max(self.model.vocabulary.values()) if rows is None else rows - 1
 
     # Where a policy needs BOS or EOS the model has one: checked when the policy was chosen.
     @property
@@ -264,19 +261,20 @@ class PackedSequences(Iterator[TokenSequence]):
     """Sequences in the order of the text, from a place on; `place()` is where the next one begins.
 
     A place is a few integers: the next sequence's number; the document that some read together begin with, and where
-    the source has it; how many of their pieces are used up, and tokens of the one after those.
+    the source has it; how many of their pieces are used up, and tokens of the one after those; and how many bad rows
+    were left out before that document.
     """
 
     def __init__(self, text: TokenSequences, place: Place | None) -> None:
-        names = ("sequence", "document", "pieces", "tokens")
+        names = ("sequence", "document", "pieces", "tokens", "bad_rows")
         start: Place = {**dict.fromkeys(names, 0), "source": {}} if place is None else place
-        integers = [start.get(name) for name in names]
+        integers = [start.get(name, 0 if name == "bad_rows" else None) for name in names]
         source = start.get("source")
         if not (isinstance(source, Mapping) and all(type(value) is int and value >= 0 for value in integers)):
             raise BadInput(f"place {dict(start)!r} is not a place in a text: {', '.join(names)}, all >= 0, and source.")
         self._text, self._any_text = text, place is not None
-        self._sequence, self._document, skipped, self._tokens = cast(list[int], integers)
-        self._source = text.open(source)
+        self._sequence, self._document, skipped, self._tokens, self.bad_rows = cast(list[int], integers)
+        self._source = text.open(source, self._document)
         self._read()
         self._used = skipped
 
@@ -322,10 +320,15 @@ class PackedSequences(Iterator[TokenSequence]):
         self._pieces: list[tuple[Sequence[int], int]] = []
         self._used = 0
         while not self._pieces:
-            self._from = {"document": self._document, "source": self._source.place()}
-            some: list[tuple[int, Any]] = []
-            for document in self._source:
-                if self._text.in_split(self._document):
+            self._from = {
+                "document": self._document, "source": self._source.place(), "bad_rows": self.bad_rows
+            }  # fmt: skip
+            some: list[tuple[int, str | list[int]]] = []
+            for row in self._source:
+                document = self._text.checked(row)
+                if isinstance(document, Unusable):
+                    self._meet(document)
+                elif self._text.in_split(self._document):
                     some.append((self._document, document))
                 self._document += 1
                 if len(some) == DOCUMENTS_AT_ONCE:
@@ -336,7 +339,21 @@ class PackedSequences(Iterator[TokenSequence]):
         if self._pieces:
             self._any_text = True
         elif not self._any_text:
-            raise BadInput(f"dataset {_label(self._text.source)} has no document in its split {self._text.split!r}.")
+            bad = f": all its {self.bad_rows} rows are bad" if self.bad_rows else ""
+            raise BadInput(
+                f"dataset {_label(self._text.source)} has no document in its split {self._text.split!r}{bad}."
+            )
+
+    def _meet(self, bad: Unusable) -> None:
+        """Count a row that is no document, or refuse it, even where it is of another split: that will be read too."""
+        line = bad.at(self._source.where())
+        if not self._text.skip_bad_rows:
+            cure = "" if bad.before else ". Mend it, or leave such rows out with --skip-bad-rows."
+            raise BadInput(f"{line}{cure}")
+        if self._text.in_split(self._document):
+            self.bad_rows += 1
+            if self.bad_rows == 1:
+                documents.tell_once(f"bad rows are left out, the first: {line}")
 
 
 class OrderedSequences(Iterator[TokenSequence]):
@@ -358,6 +375,11 @@ class OrderedSequences(Iterator[TokenSequence]):
 
     def __next__(self) -> TokenSequence:
         return next(self._sequences)
+
+    @property
+    def bad_rows(self) -> int:
+        """How many rows of this split were left out of what has been read."""
+        return self._packed.bad_rows
 
     def place_of(self, n: int) -> dict[str, Any]:
         """From where to read again so that the n-th sequence comes; n never falls, and was reached."""

@@ -4,11 +4,20 @@ to one of two models and how often that is said wrongly, and what each latent fi
 from crosscode.evaluation.activity import Activity
 from crosscode.evaluation.examples import Examples, find_examples
 from crosscode.evaluation.exclusivity import Calls, Compared, Exclusivity, compared, exclusivity, remove_exclusivity
-from crosscode.evaluation.full import CutOffs, Evaluation, free_L, full_evaluation, is_evaluated
+from crosscode.evaluation.full import (
+    CutOffs,
+    Evaluation,
+    free_L,
+    full_evaluation,
+    is_evaluated,
+    remove_evaluation,
+    tokens_in,
+)
 from crosscode.evaluation.held_out import evaluate
 from crosscode.evaluation.latent_scaling import LatentScaling, Verdicts, latent_scaling
 from crosscode.evaluation.logit_attribution import LogitAttribution, attribute_logits
 from crosscode.evaluation.measures import diffs_models, measures, site_names
+from crosscode.evaluation.parts import Parts
 from crosscode.evaluation.splice import Ablation, ModelSplices, Splice, recovered, splice
 
 __all__ = [
@@ -23,6 +32,7 @@ __all__ = [
     "LatentScaling",
     "LogitAttribution",
     "ModelSplices",
+    "Parts",
     "Splice",
     "Verdicts",
     "attribute_logits",
@@ -37,7 +47,9 @@ __all__ = [
     "latent_scaling",
     "measures",
     "recovered",
+    "remove_evaluation",
     "remove_exclusivity",
     "site_names",
     "splice",
+    "tokens_in",
 ]

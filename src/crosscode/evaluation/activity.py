@@ -79,7 +79,7 @@ class Activity:
 
 def _fired(latents: Latents) -> tuple[Float[Tensor, " N"], Int[Tensor, " N"]]:
     """Positive values and the latents they are of, on the CPU."""
-    values = latents.values.detach()
+    values = latents.values
     if latents.pattern is None:
         fires_BL = values > 0
         return values[fires_BL].double().cpu(), fires_BL.nonzero()[:, 1].cpu()

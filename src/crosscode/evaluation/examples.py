@@ -15,6 +15,7 @@ from crosscode.checks import count
 from crosscode.data import Dataloader
 from crosscode.evaluation.text import Text, read_text
 from crosscode.models import SparseCoder
+from crosscode.module import in_eval_mode
 
 
 @attrs.frozen(eq=False)
@@ -73,9 +74,8 @@ def find_examples(
     latents_E = torch.as_tensor(latents, dtype=torch.int64)
     generator = torch.Generator().manual_seed(seed)
     strongest, drawn = (_Best(len(latents_E), k, before + 1 + after) for k in (n_strongest, n_random))
-    was_training, n_seen = coder.training, 0
-    coder.eval()
-    try:
+    n_seen = 0
+    with in_eval_mode(coder):
         for text in read_text(data, n_tokens):
             n_seen += len(text.acts_NMPD)
             values_HSE = _values(coder, data, text, latents_E)
@@ -84,8 +84,6 @@ def find_examples(
             luck_HE = torch.where(peak_HE > 0, 1 - torch.rand(peak_HE.shape, generator=generator), 0.0)
             strongest.merge(peak_HE, tokens_HEW, window_HEW)
             drawn.merge(luck_HE, tokens_HEW, window_HEW)
-    finally:
-        coder.train(was_training)
     drawn.leave_out(strongest)
     return Examples(
         latents_E=latents_E,
@@ -97,9 +95,7 @@ def find_examples(
     )
 
 
-def _values(
-    coder: SparseCoder, data: Dataloader, text: Text, latents_E: Int[Tensor, " E"]
-) -> Float[Tensor, "H S E"]:
+def _values(coder: SparseCoder, data: Dataloader, text: Text, latents_E: Int[Tensor, " E"]) -> Float[Tensor, "H S E"]:
     """Activations where the text was written; 0 at tokens that are left out."""
     values_HSE = torch.zeros(*text.kept_HS.shape, len(latents_E))
     if len(text.acts_NMPD):
@@ -142,7 +138,6 @@ class _Best:
         values_ECW = torch.cat([self.values_EKW, values_HEW.transpose(0, 1)], dim=1)
         self.tokens_EKW = tokens_ECW[rows_E1, kept_EK].masked_fill(none_EK1, -1)
         self.values_EKW = values_ECW[rows_E1, kept_EK].masked_fill(none_EK1, 0.0)
-
 
     def leave_out(self, other: "_Best") -> None:
         """Drop what is among another's."""

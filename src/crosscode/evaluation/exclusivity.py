@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from crosscode.checks import at_least, at_most
+from crosscode.data import TokenCounts
 from crosscode.errors import BadInput
 from crosscode.evaluation.full import FOLDER, Evaluation, free_L
 from crosscode.evaluation.latent_scaling import LatentScaling, Verdicts
@@ -33,10 +34,12 @@ class Compared:
     Attributes:
         scaling: latent scaling along the first model, then along the second, as `latent_scaling` gives it.
         eligible_L: latents that may be called exclusive: alive, and not tied between the models.
+        tokens: of the text that it was measured on, what was kept and left out; None if that was not counted.
     """
 
     scaling: tuple[LatentScaling, LatentScaling]
     eligible_L: Bool[Tensor, " L"]
+    tokens: TokenCounts | None = None
 
     @property
     def relative_norm_L(self) -> Float[Tensor, " L"]:
@@ -80,6 +83,7 @@ class Exclusivity:
         n_eligible, n_null: how many latents of the pair, and of the null, could have been called.
         pair, null: calls at these cut-offs.
         pair_classical, null_classical: calls in the classical bins, below 0.1 and above 0.9.
+        pair_tokens, null_tokens: of the text that each was measured on, what was kept and left out.
     """
 
     cut_offs: tuple[float, float]
@@ -96,6 +100,8 @@ class Exclusivity:
     null: Calls
     pair_classical: Calls
     null_classical: Calls
+    pair_tokens: TokenCounts | None = None
+    null_tokens: TokenCounts | None = None
 
     @property
     def false_positive_rate_of_norms(self) -> float:
@@ -122,6 +128,10 @@ class Exclusivity:
                 "with_scaling": self.false_positive_rate,
             },
             "n_eligible": {"pair": self.n_eligible, "null": self.n_null},
+            "tokens": {
+                whose: None if counts is None else attrs.asdict(counts)
+                for whose, counts in (("pair", self.pair_tokens), ("null", self.null_tokens))
+            },
             **{name: attrs.asdict(getattr(self, name)) for name in calls},
         }
 
@@ -142,7 +152,7 @@ def compared(evaluation: Evaluation) -> Compared | None:
     """What an evaluation says of two models; silent and tied latents may not be called. None of other coders."""
     if evaluation.scaling is None:
         return None
-    return Compared(evaluation.scaling, free_L(evaluation.latents))
+    return Compared(evaluation.scaling, free_L(evaluation.latents), evaluation.tokens)
 
 
 def remove_exclusivity(run: Path) -> None:
@@ -204,4 +214,6 @@ def exclusivity(
         null=calls(null, low, high),
         pair_classical=calls(pair, CLASSICAL, 1 - CLASSICAL),
         null_classical=calls(null, CLASSICAL, 1 - CLASSICAL),
+        pair_tokens=pair.tokens,
+        null_tokens=null.tokens,
     )

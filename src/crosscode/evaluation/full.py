@@ -1,6 +1,7 @@
 """Everything that is measured of a trained coder, and its files in a run's folder.
 
-    evaluation/metrics.json          {"from": …, "space": …, "metrics": {flat name: number or null}}
+    evaluation/metrics.json          {"from": …, "space": …, "metrics": {flat name: number or null},
+                                     "absent": {part: why it is not there}}
     evaluation/latents.safetensors   one entry a latent: count_L, density_L, mean_L, max_L, bin_width_L, histogram_Lb,
                                      norms_LXo, entropy_L; of two models relative_norm_L, delta_norm_L, cosine_LP, and
                                      nu_error_LM, nu_recon_LM, beta_*_LM (M: along what the latent writes to which
@@ -17,7 +18,8 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +30,22 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from crosscode.checks import at_least
-from crosscode.data import Dataloader
+from crosscode.data import Dataloader, TokenCounts
 from crosscode.errors import DAMAGE, BadInput, CrosscodeError, first_line
 from crosscode.evaluation.activity import Activity
 from crosscode.evaluation.examples import Examples, find_examples, texts_of
 from crosscode.evaluation.latent_scaling import LatentScaling, ScalingSums
 from crosscode.evaluation.logit_attribution import LogitAttribution, attribute_logits
 from crosscode.evaluation.measures import diffs_models, measures, read_names, site_names
-from crosscode.evaluation.splice import Ablation, ModelSplices, splice
+from crosscode.evaluation.parts import Parts
+from crosscode.evaluation.splice import Ablation, ModelSplices, check_ablation, splice
 from crosscode.evaluation.text import read_text
 from crosscode.metrics import ReconstructionBias, delta_norm, relative_norm
 from crosscode.models import PerSiteEncoder, SparseCoder, Trace
 from crosscode.run_files import write_tensors
 
 FOLDER = "evaluation"
+SCALING, LOGITS = "latent scaling", "logit attribution"
 METRICS, LATENTS, EXAMPLES, TOKENS = "metrics.json", "latents.safetensors", "examples.safetensors", "tokens.json"
 SPACE = {
     "fvu": "scaled; a site's own figure is the same in raw space, the pooled one is not",
@@ -51,6 +55,7 @@ SPACE = {
     "threshold": "scaled: pre-activations",
     "relative_norm (rho), delta_norm (Delta), decoder_cosine, norms": "scaled",
     "nu, beta, exclusive": "scaled",
+    "tokens": "none: counts of the text that was read, by what became of its tokens",
     "splice": "raw: the language models' own activations; cross-entropy and KL in nats per position",
 }
 
@@ -86,6 +91,7 @@ class Evaluation:
         examples: where some of the latents fire.
         logits: what the same latents add to the logits, where that can be said.
         texts: what the tokens in them read as.
+        absent: parts that could not be measured, and why.
     """
 
     source: Mapping[str, Any]
@@ -95,6 +101,12 @@ class Evaluation:
     examples: Examples | None = None
     logits: LogitAttribution | None = None
     texts: Mapping[int, str] = {}
+    absent: Mapping[str, str] = {}
+
+    @property
+    def tokens(self) -> TokenCounts | None:
+        """Of the text that was read, what was kept and left out; None in an evaluation that did not count it."""
+        return token_counts(self.metrics, "tokens")
 
     def finite(self) -> dict[str, float | None]:
         """The metrics as JSON knows numbers: None for what is undefined."""
@@ -122,7 +134,7 @@ class Evaluation:
         return run / FOLDER
 
     def _write(self, folder: Path) -> None:
-        content = {"from": self.source, "space": SPACE, "metrics": self.finite()}
+        content = {"from": self.source, "space": SPACE, "metrics": self.finite(), "absent": dict(self.absent)}
         (folder / METRICS).write_text(json.dumps(content, indent=2) + "\n")
         write_tensors({name: t.to("cpu", copy=True).contiguous() for name, t in self.latents.items()}, folder / LATENTS)
         if self.examples is not None:
@@ -151,15 +163,29 @@ class Evaluation:
             content = json.loads((folder / METRICS).read_text())
             metrics = {name: math.nan if value is None else value for name, value in content["metrics"].items()}
             latents = load_file(folder / LATENTS)
-            seen = _read_examples(folder) if (folder / EXAMPLES).exists() else (None, None, {})
-            return cls(content["from"], metrics, latents, _scaling_of(latents), *seen)
+            examples, logits, texts = _read_examples(folder) if (folder / EXAMPLES).exists() else (None, None, {})
+            absent, scaling = content.get("absent", {}), _scaling_of(latents)
+            return cls(content["from"], metrics, latents, scaling, examples, logits, texts, absent)
         except (OSError, SafetensorError, *DAMAGE) as error:
             raise CrosscodeError(f"{str(folder)!r} is damaged: {first_line(error)}") from error
+
+
+def token_counts(figures: Mapping[str, Any], name: str) -> TokenCounts | None:
+    """What `metrics.json` or `summary.json` say of the tokens read under a name; None if they say nothing."""
+    names = [field.name for field in attrs.fields(TokenCounts)]
+    if not all(f"{name}/{each}" in figures for each in names):
+        return None
+    return TokenCounts(**{each: int(figures[f"{name}/{each}"]) for each in names})
 
 
 def is_evaluated(run: Path) -> bool:
     """Whether a run's folder holds an evaluation."""
     return all((run / FOLDER / name).is_file() for name in (METRICS, LATENTS))
+
+
+def remove_evaluation(run: Path) -> None:
+    """Take back what `Evaluation.save` wrote, and what was called exclusive by it."""
+    shutil.rmtree(run / FOLDER, ignore_errors=True)
 
 
 def _fields(record: Any) -> dict[str, Any]:
@@ -202,6 +228,9 @@ def full_evaluation(
     both in the order of the text: sums first, in float64, divided once. Of more than two models the first two are
     compared. (`calibrate` takes its tokens from the shuffle, others where there is more text than is measured.)
 
+    What fails costs its own part, with a warning that names both: its figures are not there, and `absent` says why. The
+    pass over the activations itself has to succeed.
+
     Args:
         coder: a trained coder with its thresholds calibrated (`calibrate`); its mode is put back afterwards.
         data: held-out text and the models, with the hookpoints that the coder was trained on.
@@ -211,61 +240,110 @@ def full_evaluation(
         cut_offs: for the counts of exclusive latents.
         example_latents: of how many latents to keep examples and logits; see `worth_looking_at`. 0 for none.
         dead_L: latents that training found dead.
+
+    Raises:
+        BadInput: an argument is out of its bounds.
     """
     at_least("n_tokens", n_tokens, 1)
     at_least("splice_tokens", splice_tokens, 0)
     at_least("example_latents", example_latents, 0)
-    sites = site_names(data)
-    accumulators = [metric.start() for metric in (*measures(coder, data), ReconstructionBias(sites))]
-    activity = Activity.fresh(coder.n_latents)
-    scaling_sums = ScalingSums(coder, (0, 1)) if _comparable(coder) else None
+    for ablation in ablations:
+        check_ablation(ablation)
+    parts = Parts()
     was_training = coder.training
     coder.eval()
     try:
-        for text in read_text(data, n_tokens):
-            if not len(text.acts_NMPD):
-                continue
-            trace = Trace.of(coder, data.batch(text.acts_NMPD).to(coder.device))
-            for accumulator in accumulators:
-                accumulator.add(trace)
-            activity.add(trace.latents)
-            if scaling_sums is not None:
-                scaling_sums.add(trace)
-        splices: dict[Ablation, tuple[ModelSplices, ...]] = {}
+        activity, numbers, scaling = _pass(coder, data, n_tokens, parts)
+        latents = _latents(coder, activity, scaling)
+        metrics = {
+            **numbers,
+            **{f"explained_variance{name[3:]}": 1 - value for name, value in numbers.items() if name.startswith("fvu")},
+            **(parts.run("comparing decoder norms", partial(_decoders, latents)) or {}),
+        }
+        sites = site_names(data)
+        if scaling is not None:
+            called = partial(_exclusive, scaling, latents, sites[0], cut_offs)
+            metrics |= parts.run("counting exclusive latents", called) or {}
         for ablation in ablations if splice_tokens else ():
-            splices[ablation] = splice(coder, data, splice_tokens, ablation=ablation)
+            spliced = partial(splice, coder, data, splice_tokens, ablation=ablation)
+            models = parts.run(f"splicing against {ablation}-ablation", spliced)
+            metrics |= _splices(ablation, models or ())
+        if dead_L is not None:
+            latents["dead_L"] = dead_L.cpu()
+            metrics["dead"] = float(dead_L.double().mean())
+        source = {
+            "split": data.sequences.split,
+            "models": list(sites[0]),
+            "hookpoints_read": list(read_names(data)),
+            "hookpoints_written": list(sites[1]),
+            "tokens": activity.n_tokens,
+            "splice_tokens": splice_tokens,
+            "cut_offs": attrs.asdict(cut_offs),
+        }
+        seen = _seen(coder, data, latents, example_latents, n_tokens, parts) if example_latents else (None, None, {})
     finally:
         coder.train(was_training)
-    results = {name: value for part in accumulators for name, value in part.result().items()}
-    numbers = {name: value for name, value in results.items() if not isinstance(value, Tensor)}
-    scaling = None if scaling_sums is None else (scaling_sums.scaling(0), scaling_sums.scaling(1))
-    latents = _latents(coder, activity, scaling)
-    metrics = {
-        **numbers,
-        **{f"explained_variance{name[3:]}": 1 - value for name, value in numbers.items() if name.startswith("fvu")},
-        **_decoders(latents),
-        **({} if scaling is None else _exclusive(scaling, latents, sites[0], cut_offs)),
-        **{name: value for ablation, models in splices.items() for name, value in _splices(ablation, models).items()},
-    }
-    if dead_L is not None:
-        latents["dead_L"] = dead_L.cpu()
-        metrics["dead"] = float(dead_L.double().mean())
-    source = {
-        "split": data.sequences.split,
-        "models": list(sites[0]),
-        "hookpoints_read": list(read_names(data)),
-        "hookpoints_written": list(sites[1]),
-        "tokens": activity.n_tokens,
-        "splice_tokens": splice_tokens,
-        "cut_offs": attrs.asdict(cut_offs),
-    }
-    examples, logits, texts = None, None, {}
-    if example_latents:
-        chosen_E = worth_looking_at(latents, example_latents)
-        examples = find_examples(coder, data, chosen_E, n_tokens=n_tokens)
-        logits = attribute_logits(coder, data, chosen_E, latents["mean_L"][chosen_E])
-        texts = texts_of(data.sequences.model.tokenizer, _tokens_in(examples, logits))
-    return Evaluation(source, metrics, latents, scaling, examples, logits, texts)
+    return Evaluation(source, metrics, latents, scaling, *seen, parts.absent)
+
+
+def _pass(
+    coder: SparseCoder, data: Dataloader, n_tokens: int, parts: Parts
+) -> tuple[Activity, dict[str, float], tuple[LatentScaling, LatentScaling] | None]:
+    """What one pass over the activations tells; a measure that has failed is not asked again."""
+    metrics = (*measures(coder, data), ReconstructionBias(site_names(data)))
+    started = {type(metric).__name__: parts.run(type(metric).__name__, metric.start) for metric in metrics}
+    accumulators = {name: accumulator for name, accumulator in started.items() if accumulator is not None}
+    adding: dict[str, Callable[[Trace], None]] = {name: each.add for name, each in accumulators.items()}
+    scaling_sums = parts.run(SCALING, partial(ScalingSums, coder, (0, 1))) if _comparable(coder) else None
+    if scaling_sums is not None:
+        adding[SCALING] = scaling_sums.add
+    activity, counts = Activity.fresh(coder.n_latents), TokenCounts()
+    for text in read_text(data, n_tokens):
+        counts += text.counts
+        if not len(text.acts_NMPD):
+            continue
+        trace = Trace.of(coder, data.batch(text.acts_NMPD).to(coder.device))
+        activity.add(trace.latents)
+        for name, add in adding.items():
+            if name not in parts.absent:
+                parts.run(name, partial(add, trace))
+    numbers = {f"tokens/{name}": float(n) for name, n in attrs.asdict(counts).items()}
+    for name, accumulator in accumulators.items():
+        if name not in parts.absent:
+            results = parts.run(name, accumulator.result) or {}
+            numbers |= {key: value for key, value in results.items() if not isinstance(value, Tensor)}
+    # Of all latents, which `_decoders` says under the same names of the free ones.
+    numbers = {key: value for key, value in numbers.items() if not key.startswith("relative_norm/")}
+    if scaling_sums is None or SCALING in parts.absent:
+        return activity, numbers, None
+    return activity, numbers, parts.run(SCALING, partial(_both_ways, scaling_sums))
+
+
+def _both_ways(sums: ScalingSums) -> tuple[LatentScaling, LatentScaling]:
+    return sums.scaling(0), sums.scaling(1)
+
+
+def _seen(
+    coder: SparseCoder, data: Dataloader, latents: Mapping[str, Tensor], most: int, n_tokens: int, parts: Parts
+) -> tuple[Examples | None, LogitAttribution | None, dict[int, str]]:
+    """Examples of some latents, what they add to the logits, and the texts of the tokens in both."""
+
+    chosen_E = parts.run("choosing latents to look at", partial(worth_looking_at, latents, most))
+    if chosen_E is None:
+        return None, None, {}
+    examples = parts.run("finding examples", partial(find_examples, coder, data, chosen_E, n_tokens=n_tokens))
+    if examples is None:
+        parts.absent[LOGITS] = "there are no examples, beside which it is shown"
+        return None, None, {}
+    attributed = partial(attribute_logits, coder, data, chosen_E, latents["mean_L"][chosen_E])
+    logits = parts.run(LOGITS, attributed)
+    if logits is None:
+        parts.absent.setdefault(LOGITS, "nothing that the coder writes reaches every model's logits by addition alone")
+    return examples, logits, parts.run("reading tokens as texts", partial(_texts, data, examples, logits)) or {}
+
+
+def _texts(data: Dataloader, examples: Examples, logits: LogitAttribution | None) -> dict[int, str]:
+    return texts_of(data.sequences.model.tokenizer, tokens_in(examples, logits))
 
 
 def worth_looking_at(latents: Mapping[str, Tensor], most: int) -> Int[Tensor, " E"]:
@@ -287,7 +365,8 @@ def worth_looking_at(latents: Mapping[str, Tensor], most: int) -> Int[Tensor, " 
     return chosen
 
 
-def _tokens_in(examples: Examples, logits: LogitAttribution | None) -> list[int]:
+def tokens_in(examples: Examples, logits: LogitAttribution | None) -> list[int]:
+    """The ids of all tokens that are shown, ascending."""
     parts = [examples.tokens_EKW] + ([] if logits is None else [logits.highest_EMK, logits.lowest_EMK])
     return sorted({int(id_) for part in parts for id_ in part.flatten().tolist()} - {-1})
 
@@ -404,4 +483,3 @@ def _splices(ablation: Ablation, models: tuple[ModelSplices, ...]) -> dict[str, 
             for name, value in attrs.asdict(figures).items():
                 found[f"splice/{ablation}/{of.model}/{place}/{name}"] = value
     return found
-

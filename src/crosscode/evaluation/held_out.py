@@ -9,6 +9,7 @@ from crosscode.batch import Batch
 from crosscode.initialization.data import first_tokens
 from crosscode.metrics import Metric, measure
 from crosscode.models import SparseCoder, Trace
+from crosscode.module import in_eval_mode
 
 
 @torch.no_grad()
@@ -23,9 +24,5 @@ def evaluate(
         metrics: what to measure; sums run over all tokens before they are divided.
         n_tokens: how many tokens to use.
     """
-    was_training = coder.training
-    coder.eval()
-    traces = (Trace.of(coder, batch.to(coder.device)) for batch in first_tokens(data, n_tokens))
-    results = measure(metrics, traces)
-    coder.train(was_training)
-    return results
+    with in_eval_mode(coder):
+        return measure(metrics, (Trace.of(coder, batch.to(coder.device)) for batch in first_tokens(data, n_tokens)))

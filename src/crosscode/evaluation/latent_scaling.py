@@ -20,6 +20,7 @@ from crosscode.kernels.sparse import sample_products, sum_columns
 from crosscode.latents import Latents
 from crosscode.metrics import relative_norm
 from crosscode.models import SparseCoder, Trace
+from crosscode.module import in_eval_mode
 
 Target = Literal["error", "recon"]
 
@@ -157,14 +158,10 @@ def latent_scaling(
     """
     at_least("n_tokens", n_tokens, 1)
     pair = _pair(coder, models)
-    was_training = coder.training
-    coder.eval()
-    try:
-        sums = ScalingSums(coder, pair, subtract_bias)
+    sums = ScalingSums(coder, pair, subtract_bias)
+    with in_eval_mode(coder):
         for batch in first_tokens(data, n_tokens):
             sums.add(Trace.of(coder, batch.to(coder.device)))
-    finally:
-        coder.train(was_training)
     return sums.scaling(0), sums.scaling(1)
 
 

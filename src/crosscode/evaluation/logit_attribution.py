@@ -27,8 +27,9 @@ AT_ONCE = 64  # latents whose logits are held at once
 class LogitAttribution:
     """What a latent, at its mean activation where it fires, adds to each model's logits on the direct path.
 
-    The final norm's gain (and centring) is folded in, its division by the stream's size is left out; logits are less
-    their mean over the vocabulary. So signs and order mean something, and sizes beside the other model's.
+    The final norm's gain (and centring) is folded in, its division by the stream's size is left out; logits are before
+    a cap on them, less their mean over the vocabulary. So signs and order mean something, and sizes beside the other
+    model's.
 
     Attributes:
         sites: the hookpoints whose directions were added up.
@@ -44,7 +45,7 @@ class LogitAttribution:
 
 
 def direct_sites(hookpoints: Sequence[str]) -> tuple[str, ...]:
-    """The hookpoints whose directions reach the unembedding by addition alone.
+    """The hookpoints whose directions are meant to reach the unembedding by addition alone; a model says if they do.
 
     Of a residual stream read at several places, the last: they are one stream. Without any, all outputs of MLPs and
     attention, which are added to it. Nothing else (a norm's output, an MLP's inside) is on the direct path.
@@ -63,7 +64,10 @@ def _depth(hookpoint: str) -> tuple[int, int]:
 def attribute_logits(
     coder: SparseCoder, data: Dataloader, latents_E: Int[Tensor, " E"], mean_E: Float[Tensor, " E"], k: int = 8
 ) -> LogitAttribution | None:
-    """Logits that some latents add, or None where nothing written is on the direct path or a model cannot say.
+    """Logits that some latents add.
+
+    None where nothing written is on the direct path, and where a model cannot say: it does not make logits of its
+    stream by a norm and a linear map, or some of what is written reaches that stream through a norm.
 
     Args:
         coder: a trained coder.
@@ -79,13 +83,16 @@ def attribute_logits(
         return None
     W_LXoDo = coder.decoder.dense().detach() / coder.scale_out_Xo[..., None]
     W_EMPD = W_LXoDo.cpu().double()[latents_E].reshape(len(latents_E), len(models), len(hookpoints), -1)
-    W_EMD = W_EMPD[:, :, [hookpoints.index(name) for name in sites]].sum(2) * mean_E[:, None, None]
+    W_EMPD = W_EMPD[:, :, [hookpoints.index(name) for name in sites]] * mean_E[:, None, None, None]
     ends: list[list[Tensor]] = []
     for m, model in enumerate(models):
         assert isinstance(model, ReadOutModel)
-        unembed_DV = model.unembedding().float()
-        W_ED = W_EMD[:, m, : len(unembed_DV)].to(unembed_DV)
-        parts = [_ends(W_eD @ unembed_DV, k) for W_eD in W_ED.split(AT_ONCE)]
+        gains = [model.direct_gain(name) for name in sites]
+        unembed_DV = None if None in gains else model.unembedding()
+        if unembed_DV is None:
+            return None
+        W_ED = (W_EMPD[:, m, :, : len(unembed_DV)] * W_EMPD.new_tensor(gains)[:, None]).sum(1)
+        parts = [_ends(W_eD.to(unembed_DV) @ unembed_DV, k) for W_eD in W_ED.split(AT_ONCE)]
         ends.append([torch.cat(part).cpu() for part in zip(*parts)])
     rise, highest, fall, lowest = (rearrange(torch.stack(part), "M E K -> E M K") for part in zip(*ends))
     return LogitAttribution(sites, highest, lowest, rise, fall)

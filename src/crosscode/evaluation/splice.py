@@ -14,12 +14,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from crosscode.checks import at_least
-from crosscode.data import Dataloader
+from crosscode.data import Dataloader, TokenCounts
 from crosscode.data.language_model import Edit, SpliceableModel
-from crosscode.errors import BadInput, close_match
+from crosscode.errors import BadInput, NumericalError, close_match, warn
 from crosscode.evaluation.measures import read_names, site_names
 from crosscode.evaluation.text import Text, read_text
 from crosscode.models import SparseCoder
+from crosscode.protocols import missing
 
 Ablation = Literal["zero", "mean"]
 
@@ -110,8 +111,8 @@ def splice(
     Args:
         coder: a trained coder; its mode is put back afterwards.
         data: held-out text and the models, with the hookpoints that the coder was trained on. Text is read in its
-            own order; each model runs 2P + 3 times over it (3 times if P = 1, once more for transcoders). The
-            harvester's `sequences_at_once` bounds the memory: about 3 x H x S x V numbers.
+            own order; each model runs 2P + 3 times over it (3 times if P = 1, once more for transcoders), on at most
+            2,048 tokens or one sequence at once, which bounds the memory: about 3 x H x S x V numbers.
         n_tokens: length of the text, before masking, rounded up to whole sequences.
         ablation: what splicing is compared with: activations of `zero`, or their `mean` over the same text's kept
             tokens, which takes one more harvest.
@@ -121,22 +122,26 @@ def splice(
 
     Raises:
         BadInput: the coder's shapes are not the loader's, a model has no `logits`, no token is left after masking.
+        NumericalError: a model's own predictions, or its activations at a token that is not left out for another
+            reason, are not finite. (Those of a run with replaced activations may be: its figures are then NaN, which a
+            warning tells.)
 
     Source: the loss recovered of Gated SAEs (2024), KL as in SAELens' evaluation; Ameisen et al., "Circuit Tracing",
     2025, for the replacement model.
     """
     at_least("n_tokens", n_tokens, 1)
-    if ablation not in get_args(Ablation):
-        raise BadInput(f"ablation {ablation!r} is not one of zero, mean.{close_match(ablation, get_args(Ablation))}")
+    check_ablation(ablation)
     _check_shapes(coder, data)
     models = [_spliceable(model) for model in data.harvester.models]
+    counts = TokenCounts()
     was_training = coder.training
     coder.eval()
     try:
         with torch.no_grad():
             ablated_MPD = _mean_activations(data, n_tokens) if ablation == "mean" else _zeros(data)
-            sums_M = [_ModelSums() for _ in models]
-            for text in (_Text(data, text) for text in read_text(data, n_tokens)):
+            sums_M = [_ModelSums(name) for name in data.model_names]
+            for part in read_text(data, n_tokens):
+                counts, text = counts + part.counts, _Text(data, part)
                 recon_NMPD = text.reconstruct(coder, text.acts_NMPD)
                 for m, model in enumerate(models):
                     runs = _runs(coder, text, m, recon_NMPD, ablated_MPD)
@@ -144,8 +149,17 @@ def splice(
     finally:
         coder.train(was_training)
     if sums_M[0].n_spliced == 0:
-        raise BadInput("nothing is left of the text after masking: see drop_special, drop_first, max_norm_multiple.")
-    return tuple(sums.result(name, _written(data)) for name, sums in zip(data.model_names, sums_M))
+        raise BadInput(
+            f"nothing is left of the text after masking ({counts}): see drop_special, drop_first, max_norm_multiple, "
+            "skip_not_finite."
+        )
+    return tuple(sums.result(_written(data)) for sums in sums_M)
+
+
+def check_ablation(ablation: str) -> None:
+    """Raises `BadInput` for what is no `Ablation`."""
+    if ablation not in get_args(Ablation):
+        raise BadInput(f"ablation {ablation!r} is not one of zero, mean.{close_match(ablation, get_args(Ablation))}")
 
 
 def _check_shapes(coder: SparseCoder, data: Dataloader) -> None:
@@ -160,7 +174,8 @@ def _check_shapes(coder: SparseCoder, data: Dataloader) -> None:
 
 def _spliceable(model: object) -> SpliceableModel:
     if not isinstance(model, SpliceableModel):
-        raise BadInput(f"model {getattr(model, 'name', model)!r} has no method `logits`: it can only be harvested.")
+        lacking = ", ".join(missing(model, SpliceableModel))
+        raise BadInput(f"model {getattr(model, 'name', model)!r} has no {lacking}: it can only be harvested.")
     return model
 
 
@@ -297,6 +312,11 @@ class _Predictions:
         return float(kl_C.sum(dtype=torch.float64))
 
     @property
+    def n_not_finite(self) -> int:
+        """Positions without a finite cross-entropy."""
+        return int((~self._next_log_p_C.isfinite()).sum())
+
+    @property
     def _next_log_p_C(self) -> Float[Tensor, " C"]:
         return self.log_p_CV.gather(-1, self.next_C[:, None])[:, 0]
 
@@ -319,10 +339,12 @@ class _Sums:
     kl: float = 0.0
     n_agreeing: int = 0
     n_agreeing_unsure: int = 0
+    n_not_finite: int = 0
 
     def add(self, clean: _Predictions, run: _Predictions) -> None:
         agree_C = run.top1_C == clean.top1_C
         self.ce += run.ce
+        self.n_not_finite += run.n_not_finite
         self.kl += clean.kl(run)
         self.n_agreeing += int(agree_C.sum())
         self.n_agreeing_unsure += int((agree_C & clean.unsure_C).sum())
@@ -332,6 +354,7 @@ class _Sums:
 class _ModelSums:
     """One model's sums over the text."""
 
+    model: str
     n_positions: int = 0
     n_unsure: int = 0
     n_spliced: int = 0
@@ -339,7 +362,15 @@ class _ModelSums:
     runs: dict[Run, _Sums] = attrs.field(factory=dict)
 
     def add(self, model: SpliceableModel, text: _Text, runs: Iterator[tuple[Run, Mapping[str, Edit]]]) -> None:
-        clean_H = list(_predictions(model.logits(text.tokens_HS, {}), text))
+        logits_HSV = model.logits(text.tokens_HS, {})
+        clean_H = list(_predictions(logits_HSV, text))
+        if n_bad := sum(clean.n_not_finite for clean in clean_H):
+            dtype = str(logits_HSV.dtype).removeprefix("torch.")
+            raise NumericalError(
+                f"model {self.model!r} itself gives no finite prediction at {n_bad} of {int(text.counted_HC.sum())} "
+                f"positions ({dtype}): try another model_dtype; splice_tokens=0 measures all else."
+            )
+        del logits_HSV
         self.clean_ce += sum(clean.ce for clean in clean_H)
         self.n_unsure += sum(int(clean.unsure_C.sum()) for clean in clean_H)
         self.n_positions += int(text.counted_HC.sum())
@@ -349,11 +380,17 @@ class _ModelSums:
             for clean, spliced in zip(clean_H, _predictions(model.logits(text.tokens_HS, edits), text)):
                 sums.add(clean, spliced)
 
-    def result(self, model: str, written: Sequence[str]) -> ModelSplices:
+    def result(self, written: Sequence[str]) -> ModelSplices:
+        for (kind, names), sums in self.runs.items():
+            if sums.n_not_finite:
+                warn(
+                    f"model {self.model!r}, {kind} at {', '.join(names)}: {sums.n_not_finite} of {self.n_positions} "
+                    "predictions are not finite, and so are the figures of that run."
+                )
         splices = {run: self._splice(run) for run in self.runs}
         everywhere = tuple(written)
         return ModelSplices(
-            model=model,
+            model=self.model,
             ce_clean=self.clean_ce / self.n_positions,
             sites={name: splices["spliced", (name,)] for name in written},
             joint=splices["spliced", everywhere],

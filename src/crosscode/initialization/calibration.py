@@ -1,6 +1,7 @@
 """The January 2025 update's start, whose biases make every latent fire equally often."""
 
 from collections.abc import Iterable
+from typing import ClassVar
 
 import attrs
 import torch
@@ -14,6 +15,8 @@ from crosscode.errors import BadInput
 from crosscode.initialization.data import scaled_inputs
 from crosscode.initialization.weights import require_autoencoder, transposed, uniform, zero_biases
 from crosscode.models import SparseCoder
+from crosscode.module import Field
+from crosscode.order import Effect
 from crosscode.shapes import real_coordinates
 
 MOST_QUANTILE_ELEMENTS = 2**24  # torch.quantile refuses more
@@ -40,7 +43,7 @@ def default_firing_rate(n_latents: int) -> float:
     return min(10_000 / n_latents, 0.3)
 
 
-def _check_rate(instance: object, field: "attrs.Attribute[float | None]", value: float | None) -> None:
+def _check_rate(instance: object, field: Field, value: float | None) -> None:
     if value is not None and not 0 < value < 1:
         raise BadInput(f"{type(instance).__name__}.firing_rate={value} must lie between 0 and 1.")
 
@@ -49,6 +52,7 @@ def _check_rate(instance: object, field: "attrs.Attribute[float | None]", value:
 class _EqualFiring:
     """The January update's weights, and what every latent's pre-activation exceeds on a fraction of tokens."""
 
+    decoder_norm: ClassVar[float | None] = None  # of vectors whose lengths the encoder goes by
     jumprelu: JumpReLU
     firing_rate: float | None = attrs.field(default=None, validator=_check_rate)
     n_tokens: int = 20_000
@@ -64,8 +68,11 @@ class _EqualFiring:
         chunk = min(n * coder.n_latents, MOST_QUANTILE_ELEMENTS // 4)
         return 8 * n * coder.shift_in_XiDi.numel() + 32 * chunk  # torch.quantile copies, sorts, keeps 64-bit places
 
-    def _check_coder(self, coder: SparseCoder) -> None:
-        """Another coder's thresholds would set this one's biases wrongly, and nothing would tell."""
+    def check_coder(self, coder: SparseCoder) -> None:
+        """Raise `BadInput` for a coder that this is no start of.
+
+        Another coder's thresholds would set this one's biases wrongly, and nothing would tell.
+        """
         who = type(self).__name__
         require_autoencoder(coder, who)
         if not any(part is self.jumprelu for part in coder.modules()):
@@ -95,11 +102,21 @@ class JanUpdate(_EqualFiring):
         seed: of the generator that draws the decoder.
     """
 
-    @torch.no_grad()
-    def __call__(self, coder: SparseCoder, data: Iterable[Batch]) -> None:
-        self._check_coder(coder)
+    effect: ClassVar[Effect] = Effect(
+        reads={"scales", "encoder", "thresholds"},
+        sets={"encoder", "decoder", "encoder bias"},
+        clears={"decoder bias", "skip"},
+    )
+
+    def check_coder(self, coder: SparseCoder) -> None:
+        _EqualFiring.check_coder(self, coder)
         if coder.encoder.b_enc_L is None:
             raise BadInput("JanUpdate needs an encoder with a bias; use JumpReLUWithoutBias.")
+
+    @torch.no_grad()
+    def __call__(self, coder: SparseCoder, data: Iterable[Batch]) -> None:
+        self.check_coder(coder)
+        assert coder.encoder.b_enc_L is not None
         q_L = self._draw_and_measure(coder, data)
         coder.encoder.b_enc_L.copy_(self.jumprelu.threshold_L.detach() - q_L)
 
@@ -115,11 +132,18 @@ class JumpReLUWithoutBias(_EqualFiring):
         seed: of the generator that draws the decoder.
     """
 
-    @torch.no_grad()
-    def __call__(self, coder: SparseCoder, data: Iterable[Batch]) -> None:
-        self._check_coder(coder)
+    effect: ClassVar[Effect] = Effect(
+        reads={"scales", "encoder"}, sets={"encoder", "decoder", "thresholds"}, clears={"decoder bias", "skip"}
+    )
+
+    def check_coder(self, coder: SparseCoder) -> None:
+        _EqualFiring.check_coder(self, coder)
         if coder.encoder.b_enc_L is not None:
             raise BadInput("JumpReLUWithoutBias needs an encoder with bias=False.")
+
+    @torch.no_grad()
+    def __call__(self, coder: SparseCoder, data: Iterable[Batch]) -> None:
+        self.check_coder(coder)
         self.jumprelu.set_threshold_(self._draw_and_measure(coder, data).clamp_min(1e-3))
 
 

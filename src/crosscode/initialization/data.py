@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import attrs
 import torch
@@ -11,8 +11,10 @@ from torch import Tensor
 
 from crosscode.batch import Batch
 from crosscode.checks import count, instance, one_of
-from crosscode.errors import BadInput
+from crosscode.errors import BadInput, NumericalError
+from crosscode.finite import fault_of
 from crosscode.models import SparseCoder
+from crosscode.order import Effect
 from crosscode.shapes import Dims, real_coordinates
 
 BLOCK = 1 << 26  # bytes: what is larger than half of it is no part of the C library's heap
@@ -33,9 +35,16 @@ def one_epoch(data: Iterable[Batch]) -> Iterator[Batch]:
 
 
 def first_tokens(data: Iterable[Batch], n_tokens: int) -> Iterator[Batch]:
-    """The batches that hold the first `n_tokens` tokens of the data, whole, or all of one epoch if there are fewer."""
+    """The batches that hold the first `n_tokens` tokens of the data, whole, or all of one epoch if there are fewer.
+
+    Raises:
+        NumericalError: an activation is not finite; its site is named.
+        BadInput: the data is empty.
+    """
     seen = 0
     for batch in one_epoch(data):
+        if (fault := fault_of(batch, data.data if isinstance(data, Remembered) else data)) is not None:
+            raise NumericalError(f"{fault}; they cannot be measured on.")
         yield batch
         seen += len(batch)
         if seen >= n_tokens:
@@ -129,6 +138,7 @@ class NormalizeActivations:
             makes the total variance D (after Minder et al. 2025).
     """
 
+    effect: ClassVar[Effect] = Effect(sets={"scales"})
     n_tokens: int = 100_000
     kind: Normalization = "mean_norm"
 
@@ -179,8 +189,6 @@ class _SiteStatistics:
 
     def scale_and_shift(self, kind: Normalization) -> tuple[Tensor, Tensor]:
         zero_XD = torch.zeros_like(self.sum_XD)
-        if not self.norm_X.isfinite().all():
-            raise BadInput("activations are NaN or infinite at some model and hookpoint: they cannot be normalised.")
         if not (self.norm_X > 0).all():
             raise BadInput("activations are zero at some model and hookpoint: they cannot be normalised.")
         if kind == "mean_norm":
@@ -201,6 +209,7 @@ class DecoderBias:
         n_tokens: how many tokens it is measured on.
     """
 
+    effect: ClassVar[Effect] = Effect(reads={"scales"}, sets={"decoder bias"})
     centre: Centre = "mean"
     n_tokens: int = 20_000
 
@@ -213,10 +222,15 @@ class DecoderBias:
         per_number = 4 + 4 + (8 if self.centre == "mean" else 16)
         return per_number * self.n_tokens * coder.shift_out_XoDo.numel()
 
-    @torch.no_grad()
-    def __call__(self, coder: SparseCoder, data: Iterable[Batch]) -> None:
+    def check_coder(self, coder: SparseCoder) -> None:
+        """Raise `BadInput` for a coder without what is set."""
         if coder.decoder.b_dec_XoDo is None:
             raise BadInput("DecoderBias needs a decoder with a bias.")
+
+    @torch.no_grad()
+    def __call__(self, coder: SparseCoder, data: Iterable[Batch]) -> None:
+        self.check_coder(coder)
+        assert coder.decoder.b_dec_XoDo is not None
         y_NXoDo = scaled_targets(coder, data, self.n_tokens)
         centre_XoDo = y_NXoDo.double().mean(0)
         if self.centre == "geometric_median":

@@ -1,6 +1,7 @@
 """Random starts of encoders, decoders and skips."""
 
 from collections.abc import Iterable
+from typing import ClassVar
 
 import attrs
 import torch
@@ -13,7 +14,13 @@ from crosscode.checks import at_most, count, positive
 from crosscode.errors import BadInput
 from crosscode.initialization.data import scaled_inputs, scaled_targets
 from crosscode.models import SparseCoder
+from crosscode.order import Effect
 from crosscode.shapes import real_coordinates
+
+RANDOM_START = Effect(sets={"encoder", "decoder"}, clears={"encoder bias", "decoder bias", "skip"})
+MEAN_START = Effect(
+    reads={"scales", "encoder", "skip"}, sets={"encoder", "decoder", "encoder bias", "decoder bias", "skip"}
+)
 
 
 def _generator(seed: int) -> torch.Generator:
@@ -68,14 +75,24 @@ class AnthropicTranspose:
         seed: of the generator that draws the directions.
     """
 
+    effect: ClassVar[Effect] = RANDOM_START
     norm: float = 0.1
     seed: int = 0
 
     def __attrs_post_init__(self) -> None:
         positive("AnthropicTranspose.norm", self.norm)
 
-    def __call__(self, coder: SparseCoder, data: Iterable[Batch]) -> None:
+    @property
+    def decoder_norm(self) -> float:
+        """The length of each decoder vector at each site."""
+        return self.norm
+
+    def check_coder(self, coder: SparseCoder) -> None:
+        """Raise `BadInput` for a coder whose decoder cannot be transposed."""
         require_autoencoder(coder, "AnthropicTranspose")
+
+    def __call__(self, coder: SparseCoder, data: Iterable[Batch]) -> None:
+        self.check_coder(coder)
         _tie_and_transpose(coder, torch.randn(_shape(coder), generator=_generator(self.seed)), self.norm)
 
 
@@ -88,14 +105,24 @@ class SameAcrossSites:
         seed: of the generator that draws the directions.
     """
 
+    effect: ClassVar[Effect] = RANDOM_START
     norm: float = 1.0
     seed: int = 0
 
     def __attrs_post_init__(self) -> None:
         positive("SameAcrossSites.norm", self.norm)
 
-    def __call__(self, coder: SparseCoder, data: Iterable[Batch]) -> None:
+    @property
+    def decoder_norm(self) -> float:
+        """The length of each decoder vector at each site."""
+        return self.norm
+
+    def check_coder(self, coder: SparseCoder) -> None:
+        """Raise `BadInput` for a coder whose decoder cannot be transposed."""
         require_autoencoder(coder, "SameAcrossSites")
+
+    def __call__(self, coder: SparseCoder, data: Iterable[Batch]) -> None:
+        self.check_coder(coder)
         L, *Xo, Do = _shape(coder)
         W_LD = torch.randn(L, Do, generator=_generator(self.seed))
         W_LXoDo = W_LD.reshape(L, *[1] * len(Xo), Do).expand(_shape(coder))
@@ -120,17 +147,38 @@ class IdenticalLatents:
         n_shared: how many latents start identical.
     """
 
+    effect: ClassVar[Effect] = Effect(amends={"encoder", "decoder"})
     n_shared: int
 
     def __attrs_post_init__(self) -> None:
         count("IdenticalLatents.n_shared", self.n_shared, least=0)
 
-    @torch.no_grad()
-    def __call__(self, coder: SparseCoder, data: Iterable[Batch]) -> None:
+    def check_coder(self, coder: SparseCoder) -> None:
+        """Raise `BadInput` for a coder whose latents cannot be equal in all models."""
         at_most("IdenticalLatents.n_shared", self.n_shared, coder.n_latents, "n_latents")
         require_autoencoder(coder, "IdenticalLatents")
-        if not coder.decoder.out_dims:
+        decoder = coder.decoder
+        if not decoder.out_dims:
             raise BadInput("IdenticalLatents needs models as the first crosscoding dimension, but the coder has none.")
+        real_MPD = real_coordinates(decoder.out_dims, decoder.d_out, decoder.widths_Xo)
+        if self.n_shared and not (real_MPD == real_MPD[:1]).all():
+            raise BadInput(f"IdenticalLatents: widths_Xo={decoder.widths_Xo} differ between models.")
+        written_LMPD: Tensor | None = getattr(decoder, "allowed_LXoDo", None)
+        read_MPDL: Tensor | None = getattr(coder.encoder, "allowed_XiDiL", None)
+        parted_L = torch.zeros(coder.n_latents, dtype=torch.bool, device="cpu")
+        if written_LMPD is not None:
+            parted_L |= (written_LMPD != written_LMPD[:, :1]).flatten(1).any(1).cpu()
+        if read_MPDL is not None:
+            parted_L |= (read_MPDL != read_MPDL[:1]).flatten(0, -2).any(0).cpu()
+        if parted_L[: self.n_shared].any():
+            raise BadInput(
+                f"IdenticalLatents: the mask keeps some of the first {self.n_shared} latents from a model: put them "
+                "behind those that are to start identical."
+            )
+
+    @torch.no_grad()
+    def __call__(self, coder: SparseCoder, data: Iterable[Batch]) -> None:
+        self.check_coder(coder)
         shared, M = slice(0, self.n_shared), coder.decoder.out_dims[0]
         W_dec_LMPD, W_enc_MPDL = coder.decoder.dense().clone(), coder.encoder.weights().clone()
         W_dec_LMPD[shared] = repeat(W_dec_LMPD[shared, 0], "L ... -> L M ...", M=M)
@@ -148,6 +196,7 @@ class CLTUniform:
         seed: of the generator.
     """
 
+    effect: ClassVar[Effect] = RANDOM_START
     n_latents_per_site: int | None = None
     seed: int = 0
 
@@ -181,6 +230,8 @@ class ZeroDecoderSkip:
         seed: of the generator.
     """
 
+    effect: ClassVar[Effect] = MEAN_START
+    decoder_norm: ClassVar[float] = 0.0
     norm: float = 1.0
     n_tokens: int = 20_000
     seed: int = 0
@@ -193,10 +244,14 @@ class ZeroDecoderSkip:
         """What the means are taken of: inputs or targets, batch by batch and together."""
         return 8 * self.n_tokens * max(coder.shift_in_XiDi.numel(), coder.shift_out_XoDo.numel())
 
-    @torch.no_grad()
-    def __call__(self, coder: SparseCoder, data: Iterable[Batch]) -> None:
+    def check_coder(self, coder: SparseCoder) -> None:
+        """Raise `BadInput` for a coder that ranks by the norms of its decoder."""
         if coder.activation.score_norm is not None:
             raise BadInput("a zero decoder gives every weighted score 0: use an activation with weighted=False.")
+
+    @torch.no_grad()
+    def __call__(self, coder: SparseCoder, data: Iterable[Batch]) -> None:
+        self.check_coder(coder)
         _random_encoder(coder, self.norm, _generator(self.seed))
         coder.decoder.assign_(torch.zeros_like(coder.decoder.dense()))
         zero_biases(coder)
@@ -214,6 +269,8 @@ class OrthogonalSkip:
         seed: of the generator.
     """
 
+    effect: ClassVar[Effect] = MEAN_START
+    decoder_norm: ClassVar[float] = 0.0
     gain: float = 1.0
     norm: float = 1.0
     n_tokens: int = 20_000
@@ -228,11 +285,21 @@ class OrthogonalSkip:
         """What the means are taken of: inputs or targets, batch by batch and together."""
         return 8 * self.n_tokens * max(coder.shift_in_XiDi.numel(), coder.shift_out_XoDo.numel())
 
-    @torch.no_grad()
-    def __call__(self, coder: SparseCoder, data: Iterable[Batch]) -> None:
+    @property
+    def _without_skip(self) -> ZeroDecoderSkip:
+        return ZeroDecoderSkip(self.norm, self.n_tokens, self.seed)
+
+    def check_coder(self, coder: SparseCoder) -> None:
+        """Raise `BadInput` for a coder without a skip, or one that ranks by the norms of its decoder."""
         if coder.skip is None:
             raise BadInput("OrthogonalSkip needs a coder with a skip.")
-        ZeroDecoderSkip(self.norm, self.n_tokens, self.seed)(coder, data)
+        self._without_skip.check_coder(coder)
+
+    @torch.no_grad()
+    def __call__(self, coder: SparseCoder, data: Iterable[Batch]) -> None:
+        self.check_coder(coder)
+        assert coder.skip is not None
+        self._without_skip(coder, data)
         generator = _generator(self.seed + 1)
         n_in, n_out = torch.Size(coder.encoder.in_dims).numel(), torch.Size(coder.decoder.out_dims).numel()
         W_IDiODo = torch.empty(n_in, coder.encoder.d_in, n_out, coder.decoder.d_out)

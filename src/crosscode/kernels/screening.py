@@ -14,7 +14,7 @@ from crosscode.kernels.selection import top_k_of_short_rows
 from crosscode.kernels.sparse import sample_products
 
 LEAST_ROWS, LEAST_WEIGHTS = 512, 1 << 21  # B and I x L from which it is faster
-ROUNDING = 2.0**-9  # of bfloat16, relative
+ROUNDING = 2.0**-8  # of bfloat16, relative, at most
 MOST_CANDIDATES = 6  # times k on average, beyond which the whole product in float32 is faster
 LEAST_LIMIT = 1e-30  # far from where products underflow
 
@@ -46,8 +46,7 @@ def top_k_of_product(
     weights_L = W_IL.new_ones(W_IL.shape[1]) if weights_L is None else weights_L
     b_L = torch.zeros_like(weights_L) if b_L is None else b_L
     W_LI = W_IL.t().contiguous()
-    sizes_L = torch.linalg.vector_norm(W_LI, dim=1) * weights_L
-    approximate_BL, error_B = _approximate_scores(x_BI, W_IL, b_L * weights_L, weights_L, sizes_L.max())
+    approximate_BL, error_B = _approximate_scores(x_BI, W_IL * weights_L, b_L * weights_L)
     candidates = _candidates(approximate_BL, error_B, k)
     if candidates is None:
         return None
@@ -62,25 +61,26 @@ def top_k_of_product(
 
 
 def _approximate_scores(
-    x_BI: Tensor, W_IL: Tensor, offsets_L: Tensor, weights_L: Tensor, largest_column: Tensor
+    x_BI: Float[Tensor, "B I"], W_IL: Float[Tensor, "I L"], offsets_L: Float[Tensor, " L"]
 ) -> tuple[Float[Tensor, "B L"], Float[Tensor, " B"]]:
     """Scores from a product in bfloat16, offsets included, and by how much one of each row may be off before rounding.
 
-    Rounding `x` and `W * weights` changes each term of a sum by at most twice the rounding of its size, and the sum of
-    the terms' sizes is at most the product of the norms (Cauchy-Schwarz). Offsets are two terms, what rounding takes
-    from the first being the second. Sums are in float32, here and where float32 decides.
+    What rounding takes from `x` and `W` is known: a sum is off by at most `|lost of x| |W| + |rounded x| |lost of W|`
+    (Cauchy-Schwarz). Offsets are two terms, what rounding takes from the first being the second. Sums are in float32,
+    here and where float32 decides.
     """
     n_in, n_columns = W_IL.shape
     left = torch.ones(len(x_BI), n_in + 2, dtype=torch.bfloat16)
     left[:, :n_in] = x_BI
     right = torch.empty(n_in + 2, n_columns, dtype=torch.bfloat16)
-    right[:n_in] = W_IL * weights_L
+    right[:n_in] = W_IL
     right[n_in] = offsets_L
     right[n_in + 1] = offsets_L - right[n_in].float()
+    size_B, lost_B = (torch.linalg.vector_norm(each, dim=1) for each in (x_BI, x_BI - left[:, :n_in]))
+    size, lost = (torch.linalg.vector_norm(each, dim=0).max() for each in (W_IL, W_IL - right[:n_in]))
     summing = (n_in + 2) * torch.finfo(torch.float32).eps
-    size_B = torch.linalg.vector_norm(x_BI, dim=1) * largest_column
-    error_B = size_B * (2.02 * ROUNDING + summing) + offsets_L.abs().max() * (2 * ROUNDING**2 + summing)
-    return left @ right, error_B
+    error_B = 1.01 * (lost_B * size + (size_B + lost_B) * lost) + size_B * size * summing
+    return left @ right, error_B + offsets_L.abs().max() * (2 * ROUNDING**2 + summing)
 
 
 def _candidates(approximate_BL: Float[Tensor, "B L"], error_B: Float[Tensor, " B"], k: int) -> Pattern | None:

@@ -2,6 +2,7 @@
 
 At k = 32 of 8192 the dense products of a sparse coder are 99.6 % zeros. Gradients of the two weight matrices are bags
 over the *transposed* pattern: sort the entries by column once, then sum rows of the batch, which stays in cache.
+Autograd gives each gradient the precision of what it is of.
 """
 
 import functools
@@ -80,7 +81,7 @@ def _sample_rows(left_BO: Tensor, right_LO: Tensor, pattern: Pattern) -> Tensor:
         sampled: Tensor = torch.sparse.sampled_addmm(zeros, left_BO, right_LO.t(), beta=0.0)
         return sampled.values()
     out_N = left_BO.new_empty(len(pattern))
-    step = max(1, (1 << 20) // max(1, left_BO.shape[1]))  # so that the gathered rows stay in cache
+    step = max(1, (1 << 20) // left_BO.shape[1])  # so that the gathered rows stay in cache
     for start in range(0, len(pattern), step):
         part = slice(start, start + step)
         left_nO = left_BO.index_select(0, pattern.rows_N[part])
@@ -153,9 +154,9 @@ class _Decode(torch.autograd.Function):
         g_BO = grads[0].contiguous()
         g_values_N = g_W_LO = None
         if ctx.needs_input_grad[0]:
-            g_values_N = sample_products(g_BO, W_LO.to(g_BO.dtype), ctx.pattern).to(values_N.dtype)
+            g_values_N = sample_products(g_BO, W_LO.to(g_BO.dtype), ctx.pattern)
         if ctx.needs_input_grad[1]:
-            g_W_LO = bag_columns(g_BO, ctx.pattern, values_N).to(W_LO.dtype)
+            g_W_LO = bag_columns(g_BO, ctx.pattern, values_N)
         return g_values_N, g_W_LO, None
 
 
@@ -178,12 +179,12 @@ class _Attach(torch.autograd.Function):
         (g_N,) = grads
         g_x_BI = g_W_IL = g_b_L = None
         if ctx.needs_input_grad[1]:
-            g_x_BI = bag_rows(W_IL.t().contiguous(), ctx.pattern, g_N).to(x_BI.dtype)
+            g_x_BI = bag_rows(W_IL.t().contiguous(), ctx.pattern, g_N)
         if ctx.needs_input_grad[2]:
             # Turned here, where it is a matrix: with more axes torch would turn it ten times as slowly.
-            g_W_IL = bag_columns(x_BI.contiguous(), ctx.pattern, g_N).t().contiguous().to(W_IL.dtype)
+            g_W_IL = bag_columns(x_BI.contiguous(), ctx.pattern, g_N).t().contiguous()
         if ctx.needs_input_grad[3]:
-            g_b_L = sum_columns(g_N, ctx.pattern).to(W_IL.dtype)
+            g_b_L = sum_columns(g_N, ctx.pattern)
         return None, g_x_BI, g_W_IL, g_b_L, None
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from crosscode.checks import one_of, positive
 from crosscode.errors import BadInput
-from crosscode.models import Trace
+from crosscode.models import SparseCoder, Trace
 from crosscode.shapes import checked_dims, n_sites, real_coordinates
 
 LossFn = Callable[[Trace], Float[Tensor, ""]]
@@ -41,13 +41,17 @@ class SummedSquaredError:
 
     site_weights: Sequence[float] | None = None
 
+    def check_coder(self, coder: SparseCoder) -> None:
+        """Raise `BadInput` for a coder of another number of sites."""
+        dims = coder.decoder.out_dims
+        if self.site_weights is not None and len(self.site_weights) != n_sites(dims):
+            raise BadInput(f"site_weights={self.site_weights} must hold one weight per site of {dims}.")
+
     def __call__(self, trace: Trace) -> Float[Tensor, ""]:
         squared_BXoDo = trace.error_BXoDo.square()
         if self.site_weights is not None:
+            self.check_coder(trace.model)
             weights_X = squared_BXoDo.new_tensor(self.site_weights)
-            if len(weights_X) != n_sites(trace.model.decoder.out_dims):
-                dims = trace.model.decoder.out_dims
-                raise BadInput(f"site_weights={self.site_weights} must hold one weight per site of {dims}.")
             squared_BXoDo = rearrange(squared_BXoDo, "B ... D -> B (...) D") * weights_X[:, None]
         return squared_BXoDo.sum() / len(trace)
 
@@ -107,12 +111,17 @@ class MatryoshkaSquaredError:
         if not sizes or list(sizes) != sorted(set(sizes)):
             raise BadInput(f"MatryoshkaSquaredError.prefixes={self.prefixes} must be ascending numbers of latents.")
 
+    def check_coder(self, coder: SparseCoder) -> None:
+        """Raise `BadInput` for a coder of fewer latents."""
+        if max(self.prefixes) > coder.n_latents:
+            raise BadInput(f"MatryoshkaSquaredError.prefixes={self.prefixes} exceed n_latents={coder.n_latents}.")
+
     def __call__(self, trace: Trace) -> Float[Tensor, ""]:
         model, latents = trace.model, trace.latents
-        if max(self.prefixes) > model.n_latents:
-            raise BadInput(f"MatryoshkaSquaredError.prefixes={self.prefixes} exceed n_latents={model.n_latents}.")
+        self.check_coder(model)
         total = trace.error_BXoDo.new_zeros(())
         for n in self.prefixes:
             recon_BXoDo = model.reconstruct(latents.prefix(n), trace.inputs_BXiDi)
-            total = total + (trace.targets_BXoDo - recon_BXoDo).square().sum() / len(trace)
+            error_BXoDo = (trace.targets_BXoDo - recon_BXoDo).to(total.dtype)
+            total = total + error_BXoDo.square().sum() / len(trace)
         return total / len(self.prefixes) if self.reduction == "mean" else total

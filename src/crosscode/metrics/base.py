@@ -9,6 +9,7 @@ from torch import Tensor
 
 from crosscode.errors import BadInput
 from crosscode.models import Trace
+from crosscode.protocols import Structural
 from crosscode.shapes import Dims, n_sites
 
 Sites = Sequence[Sequence[str]]
@@ -16,7 +17,7 @@ Sites = Sequence[Sequence[str]]
 
 
 @runtime_checkable
-class Accumulator(Protocol):
+class Accumulator(Protocol, metaclass=Structural):
     """Sums over traces."""
 
     def add(self, trace: Trace) -> None: ...
@@ -27,7 +28,7 @@ class Accumulator(Protocol):
 
 
 @runtime_checkable
-class Metric(Protocol):
+class Metric(Protocol, metaclass=Structural):
     """A description of what to measure."""
 
     def start(self) -> Accumulator: ...

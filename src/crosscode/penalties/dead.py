@@ -11,7 +11,8 @@ from crosscode.kernels.pattern import Pattern
 from crosscode.kernels.selection import top_k_of_rows
 from crosscode.kernels.sparse import gather
 from crosscode.latents import Latents, total
-from crosscode.models import DecoderNorm, Trace, combined_norm_L
+from crosscode.models import DecoderNorm, SparseCoder, Trace, combined_norm_L
+from crosscode.penalties.sparsity import thresholds_of_coder
 
 
 @attrs.frozen
@@ -35,6 +36,10 @@ class PreActivation:
         one_of("PreActivation.norm", self.norm, DecoderNorm)
         if self.dead_after_tokens is not None:
             at_least("PreActivation.dead_after_tokens", self.dead_after_tokens, 1)
+
+    def check_coder(self, coder: SparseCoder) -> None:
+        """Raise `BadInput` for a coder that has other thresholds."""
+        thresholds_of_coder("PreActivation", self.jumprelu, coder)
 
     def __call__(self, trace: Trace) -> Float[Tensor, ""]:
         a_L = combined_norm_L(trace.decoder_norms_LXo, self.norm)

@@ -4,17 +4,15 @@ import attrs
 from jaxtyping import Float
 from torch import Tensor
 
-from crosscode.checks import contiguous
+from crosscode.checks import contiguous, latents_of_coder
 from crosscode.errors import BadInput
-from crosscode.models import Trace
+from crosscode.models import SparseCoder, Trace
 from crosscode.shapes import real_coordinates
 
 
-def _check_two_models(trace: Trace, who: str) -> None:
-    if trace.targets_BXoDo.ndim < 3 or trace.targets_BXoDo.shape[1] != 2:
-        raise BadInput(
-            f"{who} needs two models as the first crosscoding dimension, got {trace.model.decoder.out_dims}."
-        )
+def _check_two_models(coder: SparseCoder, who: str) -> None:
+    if coder.decoder.out_dims[:1] != (2,):
+        raise BadInput(f"{who} needs two models as the first crosscoding dimension, got {coder.decoder.out_dims}.")
 
 
 @attrs.frozen
@@ -32,8 +30,13 @@ class DeltaReconstruction:
     def __attrs_post_init__(self) -> None:
         contiguous("DeltaReconstruction.latents", self.latents)
 
+    def check_coder(self, coder: SparseCoder) -> None:
+        """Raise `BadInput` for a coder of other than two models, or without such latents."""
+        _check_two_models(coder, "DeltaReconstruction")
+        latents_of_coder("DeltaReconstruction.latents", self.latents, coder.n_latents)
+
     def __call__(self, trace: Trace) -> Float[Tensor, ""]:
-        _check_two_models(trace, "DeltaReconstruction")
+        self.check_coder(trace.model)
         decoder = trace.model.decoder
         W_LMO = decoder.dense()[self.latents].flatten(2)
         delta_BO = trace.latents.slice(self.latents) @ (W_LMO[:, 1] - W_LMO[:, 0])
@@ -46,7 +49,11 @@ class DeltaReconstruction:
 class DifferenceWeighting:
     """`-2 e_1 . e_0`: beside the summed squared error it makes the loss, at weight 1, `||e_1 - e_0||^2`."""
 
+    def check_coder(self, coder: SparseCoder) -> None:
+        """Raise `BadInput` for a coder of other than two models."""
+        _check_two_models(coder, "DifferenceWeighting")
+
     def __call__(self, trace: Trace) -> Float[Tensor, ""]:
-        _check_two_models(trace, "DifferenceWeighting")
+        self.check_coder(trace.model)
         error_BMO = trace.error_BXoDo.flatten(2)
         return -2 * (error_BMO[:, 0] * error_BMO[:, 1]).sum() / len(trace)

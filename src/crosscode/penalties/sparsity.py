@@ -6,10 +6,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crosscode.activations import Thresholded
-from crosscode.checks import contiguous, instance, one_of, positive
+from crosscode.checks import contiguous, instance, latents_of_coder, one_of, positive
+from crosscode.errors import BadInput
 from crosscode.kernels.pattern import Pattern
 from crosscode.latents import Latents, total
-from crosscode.models import DecoderNorm, Trace, combined_norm_L
+from crosscode.models import DecoderNorm, SparseCoder, Trace, combined_norm_L
 
 ALL = slice(None)
 
@@ -21,6 +22,16 @@ def weighed(trace: Trace, latents: slice, norm: DecoderNorm) -> tuple[Tensor, Te
     if latents != ALL:
         codes, a_L = codes.slice(latents), a_L[latents]
     return *codes.entries(a_L), codes.pattern
+
+
+def thresholds_of_coder(who: str, jumprelu: Thresholded, coder: SparseCoder) -> None:
+    """A threshold for each of the coder's latents, or a line that says how many there are."""
+    n_thresholds = len(jumprelu.threshold_L)
+    if n_thresholds != coder.n_latents:
+        raise BadInput(
+            f"{who}.jumprelu has {n_thresholds} thresholds for the coder's n_latents={coder.n_latents}: hand over the "
+            "whole of the coder's activation."
+        )
 
 
 @attrs.frozen
@@ -38,6 +49,10 @@ class L1OfNorms:
     def __attrs_post_init__(self) -> None:
         one_of("L1OfNorms.norm", self.norm, DecoderNorm)
         contiguous("L1OfNorms.latents", self.latents)
+
+    def check_coder(self, coder: SparseCoder) -> None:
+        """Raise `BadInput` for a coder that has no such latents."""
+        latents_of_coder("L1OfNorms.latents", self.latents, coder.n_latents)
 
     def __call__(self, trace: Trace) -> Float[Tensor, ""]:
         a_L = combined_norm_L(trace.decoder_norms_LXo, self.norm)
@@ -62,6 +77,10 @@ class TanhSparsity:
         positive("TanhSparsity.c", self.c)
         one_of("TanhSparsity.norm", self.norm, DecoderNorm)
         contiguous("TanhSparsity.latents", self.latents)
+
+    def check_coder(self, coder: SparseCoder) -> None:
+        """Raise `BadInput` for a coder that has no such latents."""
+        latents_of_coder("TanhSparsity.latents", self.latents, coder.n_latents)
 
     def __call__(self, trace: Trace) -> Float[Tensor, ""]:
         f, a, _ = weighed(trace, self.latents, self.norm)
@@ -92,6 +111,10 @@ class TanhFrequency:
         one_of("TanhFrequency.norm", self.norm, DecoderNorm)
         contiguous("TanhFrequency.latents", self.latents)
 
+    def check_coder(self, coder: SparseCoder) -> None:
+        """Raise `BadInput` for a coder that has no such latents."""
+        latents_of_coder("TanhFrequency.latents", self.latents, coder.n_latents)
+
     def __call__(self, trace: Trace) -> Float[Tensor, ""]:
         f, a, pattern = weighed(trace, self.latents, self.norm)
         p_L = Latents(torch.tanh(self.c * f * a), pattern).sum_L() / len(trace)
@@ -120,6 +143,10 @@ class ExpectedL0:
     def __attrs_post_init__(self) -> None:
         instance("ExpectedL0.jumprelu", self.jumprelu, Thresholded, "a JumpReLU, or a PerSite of them")
 
+    def check_coder(self, coder: SparseCoder) -> None:
+        """Raise `BadInput` for a coder that has other thresholds."""
+        thresholds_of_coder("ExpectedL0", self.jumprelu, coder)
+
     def __call__(self, trace: Trace) -> Float[Tensor, ""]:
         return mean_l0(trace, self.jumprelu)
 
@@ -142,6 +169,10 @@ class L0QuadraticRelative:
         instance("L0QuadraticRelative.jumprelu", self.jumprelu, Thresholded, "a JumpReLU, or a PerSite of them")
         positive("L0QuadraticRelative.target", self.target)
 
+    def check_coder(self, coder: SparseCoder) -> None:
+        """Raise `BadInput` for a coder that has other thresholds."""
+        thresholds_of_coder("L0QuadraticRelative", self.jumprelu, coder)
+
     def __call__(self, trace: Trace) -> Float[Tensor, ""]:
         return (mean_l0(trace, self.jumprelu) / self.target - 1).square()
 
@@ -163,6 +194,10 @@ class L0Quadratic:
     def __attrs_post_init__(self) -> None:
         instance("L0Quadratic.jumprelu", self.jumprelu, Thresholded, "a JumpReLU, or a PerSite of them")
         positive("L0Quadratic.target", self.target)
+
+    def check_coder(self, coder: SparseCoder) -> None:
+        """Raise `BadInput` for a coder that has other thresholds."""
+        thresholds_of_coder("L0Quadratic", self.jumprelu, coder)
 
     def __call__(self, trace: Trace) -> Float[Tensor, ""]:
         return 2 / self.target * (mean_l0(trace, self.jumprelu) - self.target).square()

@@ -1,7 +1,7 @@
 """The report's plots, as functions that return plotly figures: for notebooks, for the page and for wandb.
 
-    from crosscode.report import read_run, figures_of
-    figures_of("runs/feb_diffing_jumprelu")["latent_scaling"].show()
+from crosscode.report import read_run, figures_of
+figures_of("runs/feb_diffing_jumprelu")["latent_scaling"].show()
 """
 
 import math

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from crosscode import run_files
 from crosscode.errors import DAMAGE, CrosscodeError, first_line
+from crosscode.evaluation import tokens_in
+from crosscode.evaluation.full import token_counts
 from crosscode.report.figures import MODELS, NEUTRAL, figures_of, plotly_script
 from crosscode.report.saved import SavedRun, read_run
 
@@ -91,6 +93,7 @@ def render(run: SavedRun) -> str:
         scheme=list(scheme(run)),
         reconstruction=reconstruction(run),
         splicing=splicing(run),
+        left_out=left_out(run),
         exclusive=exclusive(run) if run.compares_models else None,
         false_positives=false_positives(run),
         figures=figures,
@@ -124,10 +127,15 @@ def percent(value: float | None) -> str:
     return "–" if value is None or not math.isfinite(value) else f"{100 * value:.1f} %"
 
 
+def share(n: int, of: int) -> str:
+    """A part of many: a few of thousands are not 0.0 %."""
+    return f"{100 * n / of:.2g} %" if of else "–"
+
+
 def tiles(run: SavedRun) -> Iterator[tuple[str, str, str, str]]:
     """What to see first: a figure, what it is, a remark, and where it is from."""
     metrics = run.evaluation.metrics
-    yield number(metrics["fvu/pooled"]), "FVU, all sites", "variance left unexplained", f"{METRICS}: fvu/pooled"
+    yield number(metrics.get("fvu/pooled")), "FVU, all sites", "variance left unexplained", f"{METRICS}: fvu/pooled"
     recovered = {
         name: value
         for name, value in metrics.items()
@@ -139,9 +147,13 @@ def tiles(run: SavedRun) -> Iterator[tuple[str, str, str, str]]:
         remark = f"{'worst model: ' if len(recovered) > 1 else ''}{which}"
         yield percent(worst), "CE recovered", remark, f"{METRICS}: {name}"
     split = [f"{number(metrics[name])} {name[3:]}" for name in ("l0/shared", "l0/exclusive") if name in metrics]
-    yield number(metrics["l0/mean"]), "latents per token", " + ".join(split) or "L0", f"{METRICS}: l0/mean"
+    yield number(metrics.get("l0/mean")), "latents per token", " + ".join(split) or "L0", f"{METRICS}: l0/mean"
     if "dead" in metrics:
         yield percent(metrics["dead"]), "dead latents", "silent at the end of training", f"{METRICS}: dead"
+    counts = run.evaluation.tokens
+    if counts is not None:
+        remark = f"{counts.outliers:,} of {counts.read:,}, and {counts.not_finite:,} not finite"
+        yield share(counts.outliers, counts.read), "tokens left out by norm", remark, f"{METRICS}: tokens/outliers"
     if run.compares_models and run.evaluation.scaling is not None:
         for model in (1, 0):
             n, beyond = int(run.exclusive_L(model).sum()), int(run.beyond_L(model).sum())
@@ -170,11 +182,15 @@ def facts(run: SavedRun) -> Iterator[tuple[str, str]]:
     else:
         yield "hookpoints", ", ".join(run.hookpoints)
     if options:
-        yield "text", f"{options['dataset']}, {options['sequence_length']} tokens a sequence"
+        parts = [options[name] for name in ("dataset", "dataset_config", "dataset_split") if options.get(name)]
+        bad = f", {run.summary['bad_rows']:,} bad rows left out" if "bad_rows" in run.summary else ""
+        yield "text", f"{' '.join(parts)}, {options['sequence_length']} tokens a sequence{bad}"
     if "tokens" in run.summary:
         batch = f", {options['batch_size'] * options['accumulate']:,} a step" if options else ""
         yield "trained on", f"{run.summary['tokens']:,} tokens in {run.summary['step']:,} steps{batch}"
     yield "measured on", f"{source['tokens']:,} tokens of the {source['split'].replace('_', '-')} split"
+    for part, why in run.evaluation.absent.items():
+        yield "not there", f"{part}: {why}"
     if provenance:
         resumed = f", from step {provenance['from_step']:,} on" if provenance["from_step"] else ""
         yield "training took", f"{_duration(provenance['training_seconds'])} on {provenance['device']}{resumed}"
@@ -236,8 +252,26 @@ def reconstruction(run: SavedRun) -> Table:
         for hookpoint in run.hookpoints
     ]
     if len(rows) > 1:
-        rows.append(["all", "pooled, scaled", number(metrics["fvu/pooled"]), percent(1 - metrics["fvu/pooled"]), ""])
+        pooled = metrics.get("fvu/pooled", math.nan)
+        rows.append(["all", "pooled, scaled", number(pooled), percent(1 - pooled), ""])
     return Table(("model", "hookpoint", "FVU", "explained", "bias"), rows, METRICS)
+
+
+def left_out(run: SavedRun) -> Table | None:
+    """Of each text that was read, how many tokens were kept, and why the others were left out."""
+    texts = [("training", token_counts(run.summary, "training_tokens")), ("held-out", run.evaluation.tokens)]
+    source = f"{METRICS}, summary.json"
+    if run.null is not None:
+        texts.append(("null, training", token_counts(run.null_summary, "training_tokens")))
+        texts.append(("null, held-out", run.null.tokens))
+        source += f", null/{METRICS}, null/summary.json"
+    rows = [
+        [text, *(f"{n:,}" for n in (counts.read, *attrs.astuple(counts))), share(counts.outliers, counts.read)]
+        for text, counts in texts
+        if counts is not None
+    ]
+    head = ("text", "tokens read", "kept", "first positions", "special", "not finite", "outliers in norm", "… of all")
+    return Table(head, rows, source) if rows else None
 
 
 def splicing(run: SavedRun) -> Table | None:
@@ -396,7 +430,8 @@ def _examples(run: SavedRun) -> dict[str, Any]:
     examples, logits, texts = run.evaluation.examples, run.evaluation.logits, run.evaluation.texts
     if examples is None:
         return {"examples": {}, "texts": [], "before": 0, "strongest": 0, "logits": {}, "logit_sites": []}
-    place = {id_: i for i, id_ in enumerate(sorted(texts))}
+    ids = tokens_in(examples, logits)
+    place = {id_: i for i, id_ in enumerate(ids)}
     maxima_E = run.evaluation.latents["max_L"][examples.latents_E].clamp_min(1e-30)
     level_EKW = (examples.values_EKW / maxima_E[:, None, None] * LEVELS).ceil().clamp(0, LEVELS).int()
     shown = {}
@@ -423,7 +458,7 @@ def _examples(run: SavedRun) -> dict[str, Any]:
             ]
     return {
         "examples": shown,
-        "texts": [texts[id_] for id_ in sorted(texts)],
+        "texts": [texts.get(id_, f"[{id_}]") for id_ in ids],
         "before": examples.before,
         "strongest": examples.n_strongest,
         "logits": read,

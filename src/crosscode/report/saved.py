@@ -26,6 +26,7 @@ class SavedRun:
         curves: the rows of `metrics.jsonl`.
         evaluation: what was measured of the coder.
         null: the same of the null run, whose two models differ in nothing that was planted or taught; None without.
+        null_summary: the null run's summary; empty without.
         exclusivity: cut-offs from the null, calls and false-positive rates; None without.
         masks: the calls latent by latent; empty without.
     """
@@ -38,6 +39,7 @@ class SavedRun:
     curves: Sequence[Mapping[str, Any]]
     evaluation: Evaluation
     null: Evaluation | None = None
+    null_summary: Mapping[str, Any] = {}
     exclusivity: Mapping[str, Any] | None = None
     masks: Mapping[str, Tensor] = {}
 
@@ -120,6 +122,7 @@ def read_run(folder: Path) -> SavedRun:
         curves=[row for _, row in run_files.rows_of(folder / run_files.CURVES)],
         evaluation=Evaluation.load(folder),
         null=Evaluation.load(folder / run_files.NULL) if is_evaluated(folder / run_files.NULL) else None,
+        null_summary=run_files.read_json(folder / run_files.NULL / run_files.SUMMARY) or {},
         exclusivity=run_files.read_json(folder / "evaluation" / f"{EXCLUSIVITY}.json"),
         masks=load_file(masks) if masks.is_file() else {},
     )

@@ -49,6 +49,8 @@ def print_evaluation(evaluation: Evaluation, title: str) -> None:
     if any(name.startswith(f"splice/{ablation}/") for name in metrics):
         print(f"CE, KL recovered: by splicing, against {ablation}-ablation; ΔCE: in nats a token")
     print(", ".join(_figures(evaluation)))
+    if evaluation.tokens is not None:
+        print(f"Held-out text, {evaluation.tokens}")
     for line in _one_sided(evaluation):
         print(line)
 
@@ -62,11 +64,13 @@ def _figures(evaluation: Evaluation) -> Iterator[str]:
     parts = {name.split("/")[1]: value for name, value in metrics.items() if name in ("l0/shared", "l0/exclusive")}
     parts |= {f"layer {name[8:]}": value for name, value in metrics.items() if name.startswith("l0/site_")}
     detail = f" ({', '.join(f'{value:.1f} {name}' for name, value in parts.items())})" if parts else ""
-    yield f"L0 {metrics['l0/mean']:.1f}{detail}"
-    if "dead" in metrics:
-        yield f"dead latents {metrics['dead']:.1%}"
-    yield f"never fired here {metrics['density/never']:.1%}"
-    yield f"FVU pooled {metrics['fvu/pooled']:.4f} (scaled space)"
+    said = {
+        "l0/mean": "L0 {:.1f}" + detail,
+        "dead": "dead latents {:.1%}",
+        "density/never": "never fired here {:.1%}",
+        "fvu/pooled": "FVU pooled {:.4f} (scaled space)",
+    }
+    yield from (text.format(metrics[name]) for name, text in said.items() if name in metrics)
 
 
 def _one_sided(evaluation: Evaluation, most: int = 3) -> Iterator[str]:
@@ -81,12 +85,13 @@ def _one_sided(evaluation: Evaluation, most: int = 3) -> Iterator[str]:
     yield f"\nRelative decoder norms, in scaled space, of {n} untied latents that fired: 0 only {one}, 1 only {other}"
     yield histogram(rho_L[shown_L])
     for model in (other, one):
-        found = {key: int(evaluation.metrics.get(f"exclusive/{model}/{key}", 0)) for key in ("candidates", "specific")}
         order = rho_L.masked_fill(~fired_L, 0.5).argsort(descending=model == other, stable=True)
-        yield (
-            f"\n{found['candidates']} latents have {at:.0%} or more of their decoder norm in {model}; "
-            f"latent scaling confirms {found['specific']}."
-        )
+        if (candidates := evaluation.metrics.get(f"exclusive/{model}/candidates")) is not None:
+            confirmed = evaluation.metrics[f"exclusive/{model}/specific"]
+            yield (
+                f"\n{candidates:.0f} latents have {at:.0%} or more of their decoder norm in {model}; "
+                f"latent scaling confirms {confirmed:.0f}."
+            )
         yield f"Furthest towards {model} (relative decoder norm; 0: only {one}, 1: only {other}):"
         for latent in order[:most].tolist():
             yield f"  latent {latent:<6}{float(rho_L[latent]):.2f} {strongest(evaluation, latent)}"
@@ -101,6 +106,9 @@ def print_exclusivity(found: Exclusivity, model_names: tuple[str, ...]) -> None:
     print(f"  exclusive to {other:<20} {found.pair.towards_0.n_specific:4}")
     print(f"The same is said of {found.null.n_exclusive} of the null's {found.n_null} latents: false positives,")
     print(f"{found.false_positive_rate:.2%} ({found.false_positive_rate_of_norms:.2%} by norms alone).")
+    for whose, counts in (("pair", found.pair_tokens), ("null", found.null_tokens)):
+        if counts is not None:
+            print(f"Held-out text of the {whose}, {counts}")
 
 
 def strongest(evaluation: Evaluation, latent: int) -> str:

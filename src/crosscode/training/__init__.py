@@ -1,9 +1,9 @@
 """Training: one `Trainer` for every scheme."""
 
+from crosscode.errors import NumericalError
 from crosscode.training.calibration import calibrate
 from crosscode.training.checkpoint import load_checkpoint, save_checkpoint
 from crosscode.training.description import describe, differences
-from crosscode.training.finite import NumericalError
 from crosscode.training.gradients import (
     ClipNorm,
     NonNegativeThresholds,

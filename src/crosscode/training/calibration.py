@@ -7,6 +7,7 @@ import torch
 from crosscode.batch import Batch
 from crosscode.initialization.data import first_tokens
 from crosscode.models import SparseCoder
+from crosscode.module import in_eval_mode
 
 
 @torch.no_grad()
@@ -22,10 +23,9 @@ def calibrate(coder: SparseCoder, data: Iterable[Batch], n_tokens: int = 30_000)
     """
     if not coder.activation.needs_calibration:
         return coder
-    was_training = coder.training
-    coder.eval()
-    coder.activation.begin_calibration(n_tokens)
-    for batch in first_tokens(data, n_tokens):
-        coder.encode(batch.inputs_BXiDi.to(coder.device))
-    coder.activation.end_calibration()
-    return coder.train(was_training)
+    with in_eval_mode(coder):
+        coder.activation.begin_calibration(n_tokens)
+        for batch in first_tokens(data, n_tokens):
+            coder.encode(batch.inputs_BXiDi.to(coder.device))
+        coder.activation.end_calibration()
+    return coder

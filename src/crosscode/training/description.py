@@ -5,6 +5,7 @@ Models and text are told by what they hold and not by where they are, so that a 
 
 import functools
 import hashlib
+import os
 import platform
 import re
 from collections.abc import Iterable, Mapping
@@ -16,13 +17,14 @@ import attrs
 import torch
 from torch import nn
 
-from crosscode.data import ActivationCache, TokenSequences, documents, text_files
+from crosscode.data import ActivationCache, TokenSequences, documents
 from crosscode.data.embedded.text import PACKAGES
 from crosscode.module import fields_of
 from crosscode.training.trainer import Trainer
 
 NOT_CONFIGURATION = ("callbacks", "state")
-MAY_DIFFER = ("ahead", "device", "called")  # where a run goes on may differ from where it began
+# Where a run goes on may differ from where it began; and what was read so far had no bad row, or they were left out.
+MAY_DIFFER = ("ahead", "device", "called", "skip_bad_rows")
 SAMPLED = 1 << 24  # bytes of a data set that are hashed; of a larger one, pieces from its beginning to its end
 PIECES = 16
 
@@ -48,7 +50,7 @@ def describe(part: object) -> Any:
     if isinstance(part, ActivationCache):  # with one or without: only what it rounds to makes a difference
         return describe(part.dtype)
     if isinstance(part, TokenSequences):
-        return {**_fields(part, skip=("source",)), "source": _describe_text(part.source)}
+        return {**_fields(part, skip=("source",)), "source": _describe_text(part)}
     if isinstance(part, Mapping):
         return {str(key): describe(value) for key, value in part.items()}
     if isinstance(part, list | tuple | nn.ModuleList):
@@ -73,21 +75,20 @@ def _fields(part: object, skip: tuple[str, ...] = ()) -> dict[str, Any]:
     return {"type": type(part).__name__, **{name.lstrip("_"): describe(getattr(part, name)) for name in fields}}
 
 
-def _describe_text(source: Any) -> Any:
+def _describe_text(text: TokenSequences) -> Any:
     """A hub data set by its name; anything else by its content.
 
     Of local files, whatever their place, it is the size and a hash of a bounded sample: a change that keeps the size
     of more than `SAMPLED` bytes of text may go unseen. The embedded text is a function of the packages it is read from.
     """
-    if not isinstance(source, str | Path):
-        return documents.fingerprint(source)
-    if source == "embedded":
+    if not isinstance(text.source, str | Path):
+        return documents.fingerprint(text.source)
+    if text.source == "embedded":
         return {"embedded": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}}
-    if isinstance(source, str) and not text_files.looks_local(source):
-        return source
-    path = Path(source).expanduser()
-    files = text_files.files_of(path)
-    root = path if path.is_dir() else path.parent
+    files = text.files
+    if files is None:
+        return str(text.source)
+    root = Path(os.path.commonpath([file.parent for file in files]))
     return {str(file.relative_to(root)): _describe_file(file, SAMPLED // len(files)) for file in files}
 
 

@@ -5,6 +5,7 @@ constraint gets the coder.
 """
 
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import attrs
 import torch
@@ -14,6 +15,7 @@ from crosscode.activations import JumpReLU
 from crosscode.checks import positive
 from crosscode.errors import BadInput
 from crosscode.models import SparseCoder
+from crosscode.order import Effect
 
 GradientTransform = Callable[[SparseCoder, Sequence[nn.Parameter]], Tensor | None]
 Constraint = Callable[[SparseCoder], None]
@@ -27,6 +29,7 @@ class ClipNorm:
         max_norm: the largest norm, 1.0 in every public crosscoder trainer.
     """
 
+    effect: ClassVar[Effect] = Effect(reads={"gradients"}, amends={"gradients"})
     max_norm: float = 1.0
 
     def __attrs_post_init__(self) -> None:
@@ -48,7 +51,16 @@ def _single_site_decoder(coder: SparseCoder, who: str) -> nn.Parameter:
 
 @attrs.frozen
 class RemoveParallelGradient:
-    """Remove each decoder vector's gradient component along itself, before Adam sees it (Gemma Scope)."""
+    """Remove each decoder vector's gradient component along itself, before Adam sees it (Gemma Scope).
+
+    List it before `ClipNorm`, whose norm is that of the gradient that is stepped along.
+    """
+
+    effect: ClassVar[Effect] = Effect(amends={"gradients"})
+
+    def check_coder(self, coder: SparseCoder) -> None:
+        """Raise `BadInput` for a coder whose decoder norms play a part."""
+        _single_site_decoder(coder, "RemoveParallelGradient")
 
     @torch.no_grad()
     def __call__(self, coder: SparseCoder, parameters: Sequence[nn.Parameter]) -> None:
@@ -61,6 +73,21 @@ class RemoveParallelGradient:
 @attrs.frozen
 class UnitNormDecoder:
     """Every decoder vector has norm 1. For unweighted SAEs only, never with decoder-norm-weighted losses."""
+
+    def check_coder(self, coder: SparseCoder) -> None:
+        """Raise `BadInput` for a coder whose decoder norms play a part."""
+        _single_site_decoder(coder, "UnitNormDecoder")
+
+    def check_start(self, init: Sequence[object]) -> None:
+        """Raise `BadInput` for a start that goes by decoder vectors of another norm."""
+        for strategy in init:
+            norm = getattr(strategy, "decoder_norm", 1.0)
+            if norm != 1.0:
+                lengths = "the lengths that it draws" if norm is None else f"norm {norm:g}"
+                raise BadInput(
+                    f"constraints: UnitNormDecoder undoes what {type(strategy).__name__} has done, which goes by "
+                    f"decoder vectors of {lengths}: start with AnthropicTranspose(norm=1.0), or leave it out."
+                )
 
     @torch.no_grad()
     def __call__(self, coder: SparseCoder) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from crosscode.data import Dataloader
+from crosscode.data.harvester import element_size, harvest_bytes, numbers_per_token
 from crosscode.errors import BadInput
 from crosscode.models import SparseCoder
 from crosscode.training.trainer import Trainer
@@ -125,24 +126,22 @@ def estimate(trainer: Trainer, data: Dataloader, device: torch.device) -> Estima
     parameters = list(coder.parameters())
     n_bytes = _bytes_of(parameters)
     kept = moments_per_number(trainer.optimizer) * n_bytes
-    site = sum(len(data.hookpoints) * max(widths_P) for widths_P in data.harvester.widths_MP)
-    if len(models) > 1:
-        site = len(models) * len(data.hookpoints) * max(map(max, data.harvester.widths_MP))
     harvested_at_once = data.harvester.sequences_at_once * data.sequences.sequence_length
-    number = max((_element_size(model) for model in models), default=4)
-    ring = 2 * data.harvests_per_block * harvested_at_once * site * number
-    passes = [getattr(model, "pass_bytes", lambda n: 0)(harvested_at_once) for model in models]
-    harvest = max(passes, default=0) + 3 * harvested_at_once * site * number
+    site = numbers_per_token(models, data.hookpoints) * element_size(models)
+    ring = 2 * data.harvests_per_block * harvested_at_once * site
+    harvest = harvest_bytes(models, data.hookpoints, harvested_at_once)
     read, written = _sizes(coder)
     per_token = (read if data.writes is None else read + written) * data.dtype.itemsize
     n_remembered = max((getattr(strategy, "n_tokens", 0) for strategy in trainer.init), default=0)
     remembered = min(REMEMBERED, -(-n_remembered // B) * B * per_token)
     at_work = max((getattr(strategy, "working_bytes", lambda coder: 0)(coder) for strategy in trainer.init), default=0)
     step, form = _step_bytes(trainer, B)
-    buffer = "a smaller --shuffle-buffer or fewer hookpoints"
+    too_long = 2 * harvested_at_once > data.shuffle_buffer  # the buffer holds two harvest batches at least
+    buffer = f"a smaller {'--sequences-at-once' if too_long else '--shuffle-buffer'} or fewer hookpoints"
     n_models = "fewer --models, or --model-dtype bfloat16"
     latents = "fewer latents (--n-latents)"
-    harvesting = "a smaller --sequence-length"
+    measured, batch = 2 * B * per_token, "a smaller --batch-size"
+    harvesting = "a smaller --sequences-at-once or --sequence-length"
     parts = (
         Part("the program, its text and tokenizer", PROGRAM, "always", "nothing"),
         Part("language models", sum(getattr(model, "weight_bytes", 0) for model in models), "always", n_models),
@@ -164,15 +163,10 @@ def estimate(trainer: Trainer, data: Dataloader, device: torch.device) -> Estima
         Part("a checkpoint being written", n_bytes + kept, "in a step", latents),
         Part("batches read ahead", data.batches_ahead * B * per_token, "in a step", "a smaller --ahead"),
         Part("shuffle buffers of both splits", 2 * ring, "at the end", buffer),
-        Part("measuring", harvest + 2 * B * per_token, "at the end", "a smaller --batch-size"),
+        Part("measuring", harvest + measured, "at the end", harvesting if harvest > measured else batch),
         Part(f"{CHECKPOINTS} checkpoints", CHECKPOINTS * (n_bytes + kept), "on disk", "an --output with more room"),
     )
     return Estimate(parts, device)
-
-
-def _element_size(model: object) -> int:
-    dtype: torch.dtype = getattr(model, "dtype", torch.float32)
-    return int(dtype.itemsize)
 
 
 def _sizes(coder: SparseCoder) -> tuple[int, int]:

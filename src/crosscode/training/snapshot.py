@@ -11,9 +11,10 @@ import attrs
 import torch
 from torch import Tensor
 
+from crosscode.errors import NumericalError
+from crosscode.finite import all_finite, not_finite
 from crosscode.saving import SPEC, WEIGHTS, spec_text
 from crosscode.training.description import describe
-from crosscode.training.finite import NumericalError, all_finite, not_finite
 from crosscode.training.trainer import Trainer
 
 OPTIMIZER, EXTRA, STATE = "optimizer.safetensors", "state.safetensors", "state.json"

@@ -8,6 +8,7 @@ gradient transforms -> learning rate -> optimizer step -> constraints -> callbac
 import copy
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
+from functools import partial
 from itertools import islice
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from crosscode.activations import Activation
 from crosscode.batch import Batch
-from crosscode.checks import count, function, functions, instance, one_of
+from crosscode.checks import count, function, functions, instance, one_of, usable_dtype
 from crosscode.errors import BadInput
 from crosscode.initialization import InitStrategy
 from crosscode.initialization.data import Remembered
@@ -26,6 +27,7 @@ from crosscode.kernels.allocator import keep_freed_memory, return_freed_memory
 from crosscode.losses import LossFn
 from crosscode.models import SparseCoder, Trace
 from crosscode.module import fields_of
+from crosscode.order import check_order
 from crosscode.penalties import SparsityPenalty
 from crosscode.phases import phase
 from crosscode.schedulers import Scheduler, as_scheduler
@@ -100,22 +102,27 @@ class Trainer:
         data: raw activations; iterated afresh by each init strategy and by training, so nothing is used up.
         loss: reconstruction loss.
         penalties: named penalties and their weights; the names are those of the curves.
-        init: strategies run in order before the first step (not after a resume).
+        init: strategies run in order before the first step (not after a resume); one that would undo what an earlier
+            one did is refused (`crosscode.order`).
         optimizer: over the coder's parameters; a parameter group may carry an `lr_multiplier`.
         lr: learning rate, a number or a function of the step.
         num_steps: optimizer steps of the whole run.
         accumulate: micro-batches per step. Per-token terms equal the large batch's; BatchTopK's selection, AuxK and
             other batch-level terms act per micro-batch.
         gradients: transforms of gradients, in order.
-        constraints: what holds of parameters after every step.
-        callbacks: shown a `StepReport` after every step; may have `on_start`, `on_finish`, `on_interrupt`
-            and `on_end`, each called with the trainer, and a `phase` that its time counts for (`crosscode.phases`).
+        constraints: what holds of parameters before the first step and after every one.
+        callbacks: shown a `StepReport` after every step; may have `on_start`, `on_trained` (after the last step, before
+            thresholds are calibrated), `on_finish`, `on_interrupt` and `on_end`, each called with the trainer, and a
+            `phase` that its time counts for (`crosscode.phases`).
         held_out: data that final thresholds are calibrated on; the training data if not given.
         precision: `bf16` computes the dense products in bfloat16, with float32 masters and thresholds.
         state: what a run knows; made fresh if not given.
 
+    Any part may have a `check_coder(coder)`, which refuses a coder that it cannot serve, and those of a list an
+    `effect`, which says what they must not undo of each other.
+
     Raises:
-        BadInput: a part that cannot work, before any data is read.
+        BadInput: a part that cannot work, or not with the others, before any data is read.
     """
 
     model: SparseCoder = attrs.field(converter=_a_coder)
@@ -147,19 +154,57 @@ class Trainer:
         count("num_steps", self.num_steps)
         count("accumulate", self.accumulate)
         one_of("precision", self.precision, Precision)
+        if self.precision == "bf16":
+            usable_dtype("precision", self.precision, torch.bfloat16, self.model.device)
         if isinstance(self.data, Iterator):
             raise BadInput("data is an iterator, which init strategies would use up: hand over something re-iterable.")
-        if not set(self._parameters()) <= {p for group in self.optimizer.param_groups for p in group["params"]}:
-            raise BadInput("optimizer does not hold all parameters of the model: build it on model.parameters().")
-        self._check_shapes()
-        modules = set(self.model.modules())
         for name, weighted in self.penalties.items():
             if not isinstance(weighted, Weighted):
                 got = type(weighted).__name__
                 raise BadInput(f"penalty {name!r} is a {got}, not Weighted: write Weighted(penalty, weight).")
-            for value in vars_of(weighted.penalty):
+        self.check_parts()
+
+    def check_parts(self) -> None:
+        """Whether the parts fit the model and each other, as they are now.
+
+        Raises:
+            BadInput: one does not; it is named.
+        """
+        self._check_optimizer()
+        self._check_shapes()
+        modules = set(self.model.modules())
+        for name, part in self._parts():
+            for value in held_by(part):
                 if isinstance(value, Activation) and value not in modules:
-                    raise BadInput(f"penalty {name!r} holds a {type(value).__name__} that is no part of the model.")
+                    raise BadInput(f"{name} holds a {type(value).__name__} that is no part of the model.")
+            check_coder = getattr(part, "check_coder", None)
+            if check_coder is not None:
+                check_coder(self.model)
+        for name in ("init", "gradients", "constraints", "callbacks"):
+            check_order(name, getattr(self, name))
+        for constraint in self.constraints:
+            check_start = getattr(constraint, "check_start", None)
+            if check_start is not None:
+                check_start(self.init)
+
+    def _parts(self) -> Iterator[tuple[str, object]]:
+        """What is made for one coder, by name: all parts but callbacks, of which only the metrics are."""
+        yield "loss", self.loss
+        yield from ((f"penalty {name!r}", weighted.penalty) for name, weighted in self.penalties.items())
+        for name in ("init", "gradients", "constraints"):
+            yield from ((f"{name}[{i}]", part) for i, part in enumerate(getattr(self, name)))
+        for i, callback in enumerate(self.callbacks):
+            yield from ((f"callbacks[{i}]", metric) for metric in getattr(callback, "metrics", ()))
+
+    def _check_optimizer(self) -> None:
+        """A parameter that took another's place since the optimizer was built would never be trained."""
+        held = {p for group in self.optimizer.param_groups for p in group["params"]}
+        missing = [name for name, p in self.model.named_parameters() if p.requires_grad and p not in held]
+        if missing:
+            raise BadInput(
+                f"optimizer does not hold all parameters of the model ({', '.join(missing)}): build it on "
+                "model.parameters() once every part is in place."
+            )
 
     def _check_shapes(self) -> None:
         """Data that knows its shapes (a `Dataloader`) must have the model's: found before anything is harvested."""
@@ -198,6 +243,9 @@ class Trainer:
             data = Remembered(self.data) if data is None else data
             for strategy in self.init:
                 strategy(self.model, data)
+            for constraint in self.constraints:
+                constraint(self.model)
+            self._check_optimizer()
             check_weights(0, self.model, "after initialising")
 
     def finish(self, data: Iterable[Batch] | None = None) -> None:
@@ -315,7 +363,7 @@ class Trainer:
             epoch, skip = epoch + 1, 0
 
     def tell(self, moment: str) -> None:
-        """Call the callbacks that listen to `on_finish` or `on_interrupt`."""
+        """Call the callbacks that listen to `on_trained`, `on_finish` or `on_interrupt`."""
         for callback in self.callbacks:
             _tell(callback, moment, self)
 
@@ -353,11 +401,24 @@ def _scalar(name: str, value: Tensor) -> Tensor:
     return value
 
 
-def vars_of(part: object) -> list[object]:
-    """The values a part was built from: its attrs fields, or its attributes."""
-    if attrs.has(type(part)):
-        return [getattr(part, field.name) for field in fields_of(part)]
-    return list(getattr(part, "__dict__", {}).values())
+def held_by(part: object, depth: int = 4) -> Iterator[object]:
+    """The values a part was built from, and those that they hold, in lists, dictionaries, parts and bound functions."""
+    values: list[object]
+    if isinstance(part, Mapping):
+        values = list(part.values())
+    elif isinstance(part, list | tuple | set | frozenset):
+        values = list(part)
+    elif isinstance(part, partial):
+        values = [part.func, *part.args, *part.keywords.values()]
+    elif attrs.has(type(part)):
+        values = [getattr(part, field.name) for field in fields_of(part)]
+    else:
+        values = [*getattr(part, "__dict__", {}).values(), getattr(part, "__self__", None)]
+    for value in values:
+        yield value
+        # Of modules only those that are handed over: what they are made of is their own.
+        if depth and not isinstance(value, nn.Module | Tensor | type | str | bytes | None):
+            yield from held_by(value, depth - 1)
 
 
 def train_together(trainers: Sequence[Trainer]) -> list[SparseCoder]:
@@ -377,6 +438,13 @@ def train_together(trainers: Sequence[Trainer]) -> list[SparseCoder]:
         instance("trainers", trainer, Trainer, "a list of Trainers")
     if len({id(trainer.model) for trainer in trainers}) < len(trainers):
         raise BadInput("trainers hold one coder twice: each trains a coder of its own.")
+    of_others: set[nn.Module] = set()
+    for trainer in trainers:
+        for name, part in trainer.model.named_modules():
+            if part in of_others:
+                raise BadInput(f"trainers hold one {type(part).__name__} twice ({name}): each coder has its own parts.")
+        of_others |= set(trainer.model.modules())
+        trainer.check_parts()
     if not trainers:
         raise BadInput("trainers is empty: nothing to train.")
     first, *others = trainers
@@ -415,6 +483,8 @@ def train_together(trainers: Sequence[Trainer]) -> list[SparseCoder]:
                         trainer.tell("on_interrupt")
                     interrupt.leave_after(first.state.step)
             batches.close()  # before other data is harvested
+            for trainer in trainers:
+                trainer.tell("on_trained")
             remembered = Remembered(first.calibration_data)
             for trainer in trainers:
                 shared = trainer.calibration_data is first.calibration_data
