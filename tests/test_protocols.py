@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from typing_extensions import get_protocol_members, is_protocol
 
 import crosscode
-from crosscode import Batch, SparseCoder
-from crosscode.activations import ReLU, Thresholded
+from crosscode import SparseCoder
+from crosscode.activations import JumpReLU, ReLU, Thresholded
 from crosscode.checks import instance
 from crosscode.errors import BadInput
 from crosscode.metrics import FVU, Accumulator, Metric
-from crosscode.models import DenseDecoder, DenseEncoder, Encoder
+from crosscode.models import DenseDecoder, DenseEncoder
+from crosscode.penalties import ExpectedL0
 from crosscode.protocols import Structural, missing
 
 PACKAGE = Path(crosscode.__file__).parent
@@ -134,17 +135,13 @@ class Wrapped(nn.Module):
         return self.part(*given)
 
 
-def test_a_part_that_passes_on_to_another_is_one() -> None:
-    """An encoder and a decoder around ours give the same coder."""
-    encoder, decoder = DenseEncoder((), 4, 6), DenseDecoder(6, (), 4)
-    for parameter in (*encoder.parameters(), *decoder.parameters()):
-        nn.init.normal_(parameter)
-    x_BD = torch.randn(3, 4)
-
-    wrapped = SparseCoder(Wrapped(encoder), ReLU(), Wrapped(decoder))
-
-    assert torch.equal(wrapped(x_BD), SparseCoder(encoder, ReLU(), decoder)(x_BD))
-    wrapped.check_batch(Batch.autoencode(x_BD))
+def test_what_passes_on_to_another_has_its_members() -> None:
+    """Thresholds in a wrapper serve a penalty; an encoder in one does not, for the wrapper may do something else."""
+    wrapped = Wrapped(JumpReLU(6))
+    assert isinstance(wrapped, Thresholded)
+    assert ExpectedL0(wrapped).jumprelu is wrapped
+    with pytest.raises(BadInput, match=r"SparseCoder\.encoder must be an Encoder"):
+        SparseCoder(Wrapped(DenseEncoder((), 4, 6)), ReLU(), DenseDecoder(6, (), 4))
 
 
 class Parts(nn.Module):
@@ -167,12 +164,12 @@ def test_a_parameter_and_a_submodule_are_members() -> None:
 
 
 def test_an_attribute_may_be_none_and_a_method_may_not() -> None:
-    """`b_enc_L` is None in an encoder without bias; a method set to None is one that was taken away."""
-    encoder = DenseEncoder((), 4, 6, bias=False)
-    assert encoder.b_enc_L is None
-    assert isinstance(encoder, Encoder)
-    encoder.folded = None
-    assert missing(encoder, Encoder) == ["folded"]
+    """An absent parameter is None; a method set to None is one that was taken away."""
+    parts = Parts()
+    parts.register_parameter("threshold_L", None)
+    assert isinstance(parts, Thresholded)
+    parts.step = None
+    assert missing(parts, Thresholded) == ["step"]
 
 
 def test_a_class_that_names_a_protocol_as_its_base_is_a_class_like_others() -> None:
@@ -193,16 +190,15 @@ def test_a_shape_check_takes_what_a_protocol_takes() -> None:
     """An argument annotated with a protocol, under the checker that the tests use."""
 
     @beartype
-    def width(encoder: Encoder) -> int:
-        return encoder.d_in
+    def n_latents(thresholded: Thresholded) -> int:
+        return len(thresholded.threshold_L)
 
-    assert width(Wrapped(DenseEncoder((), 4, 6))) == 4
+    assert n_latents(Wrapped(JumpReLU(6))) == 6
     with pytest.raises(BeartypeCallHintParamViolation):
-        width(nn.Linear(4, 6))
+        n_latents(nn.Linear(4, 6))
 
 
 def test_the_message_names_every_member_that_is_missing() -> None:
-    """A linear layer for an encoder: what it lacks, all of it."""
-    lacking = "assign_, attach, b_enc_L, d_in, folded, in_dims, linear, n_latents, weights, widths_Xi"
-    with pytest.raises(BadInput, match=rf"must be an encoder, .* got Linear\(.*\): it has no {lacking}\.$"):
-        SparseCoder(nn.Linear(4, 6), ReLU(), DenseDecoder(6, (), 4))
+    """A linear layer for thresholds: what it lacks, all of it."""
+    with pytest.raises(BadInput, match=r"must be a JumpReLU, .* got Linear\(.*\): it has no step, threshold_L\.$"):
+        ExpectedL0(nn.Linear(4, 6))
