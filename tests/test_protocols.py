@@ -172,6 +172,23 @@ def test_an_attribute_may_be_none_and_a_method_may_not() -> None:
     assert missing(parts, Thresholded) == ["step"]
 
 
+class Costly:
+    """Thresholds that take long to know."""
+
+    @property
+    def threshold_L(self) -> Tensor:
+        raise AssertionError("whether a member is there is no reason to compute it")
+
+    def step(self, pre: Tensor, pattern: object = None) -> Tensor:
+        return pre
+
+
+def test_a_property_is_not_computed_to_be_found() -> None:
+    """A language model's hookpoints take seconds; what fails in a property is told where it is used."""
+    assert isinstance(Costly(), Thresholded)
+    assert is_bearable(Costly(), Thresholded)
+
+
 def test_a_class_that_names_a_protocol_as_its_base_is_a_class_like_others() -> None:
     """Its own objects are instances of it, and nothing else is, whatever it has."""
 

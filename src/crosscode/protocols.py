@@ -1,5 +1,6 @@
 """`Structural`: what makes a protocol's `isinstance` look attributes up as the code that uses them will."""
 
+from inspect import getattr_static
 from typing import TYPE_CHECKING, Protocol
 
 from typing_extensions import get_protocol_members, is_protocol
@@ -8,6 +9,9 @@ if TYPE_CHECKING:
     from abc import ABCMeta as ProtocolMeta
 else:
     ProtocolMeta = type(Protocol)
+
+
+ABSENT = object()
 
 
 class Structural(ProtocolMeta):
@@ -27,5 +31,9 @@ def missing(value: object, protocol: type) -> list[str]:
 
 
 def _has(value: object, name: str, protocol: type) -> bool:
+    """Found where a class or the object has it, without computing a property; else asked for."""
+    found = getattr_static(value, name, ABSENT)
+    if found is ABSENT:
+        found = getattr(value, name, ABSENT)
     is_method = callable(getattr(protocol, name, None))
-    return hasattr(value, name) and not (is_method and getattr(value, name) is None)
+    return found is not ABSENT and not (is_method and found is None)

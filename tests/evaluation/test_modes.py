@@ -54,6 +54,9 @@ class Sums:
     def unembedding(self) -> Tensor:
         return self.unembed_DV
 
+    def direct_gain(self, hookpoint: str) -> float:
+        return 1.0
+
     def harvest(self, tokens_HS: Tensor, hookpoints: Sequence[str]) -> Tensor:
         if self.breaks:
             raise RuntimeError("power cut")

@@ -100,7 +100,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "evaluation.Compared": {"tokens": None},
     # Minder et al. 2025: nu_error .2, nu_recon .5, and the classical bin from .9 on
     "evaluation.CutOffs": {"relative_norm": 0.9, "nu_error": 0.2, "nu_recon": 0.5},
-    "evaluation.Evaluation": {"scaling": None, "examples": None, "logits": None, "texts": {}},
+    "evaluation.Evaluation": {"scaling": None, "examples": None, "logits": None, "texts": {}, "absent": {}},
     "evaluation.Exclusivity": {"pair_tokens": None, "null_tokens": None},
     "evaluation.LatentScaling.specific_L": {"nu_error": 0.2, "nu_recon": 0.5},
     "evaluation.LatentScaling.verdicts": {"candidates": 0.9, "nu_error": 0.2, "nu_recon": 0.5},

@@ -373,7 +373,9 @@ def test_an_evaluation_is_printed_site_by_site(capsys: pytest.CaptureFixture[str
 
 def test_one_sided_latents_are_printed_with_what_they_fire_on(capsys: pytest.CaptureFixture[str]) -> None:
     """The second model's first, three a side, furthest first; how many there are and how many are confirmed."""
-    found = with_metrics(evaluation(60, 40, ("a", "b")), {"exclusive/b/candidates": 9.0, "exclusive/b/specific": 4.0})
+    counted = {"exclusive/b/candidates": 9.0, "exclusive/b/specific": 4.0}
+    counted |= {"exclusive/a/candidates": 0.0, "exclusive/a/specific": 0.0}
+    found = with_metrics(evaluation(60, 40, ("a", "b")), counted)
     print_evaluation(found, "a title")
     lines = lines_of(capsys)
     assert "9 latents have 90% or more of their decoder norm in b; latent scaling confirms 4." in lines

@@ -120,7 +120,7 @@ def test_each_part_names_the_option_that_makes_it_smaller(folder: Path, monkeypa
         "micro": "--accumulate",
         "a checkpoint": "--n-latents",
         "batches read": "--ahead",
-        "measuring": "--batch-size",
+        "measuring": "--sequence-length",
         "3 checkpoints": "--output",
     }
     l1 = table("l1_crosscoder", folder, monkeypatch)

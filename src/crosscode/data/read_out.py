@@ -233,7 +233,8 @@ def _past_head(tail: _Tail) -> float:
     # Factors and caps rise with what they are given, and are the same for all tokens.
     if not (logits.diff() >= -tail.tolerance * logits.abs().max()).all():
         raise NoReadOut("its logits are no function of what its head gives.")
-    small = after.abs().argsort()[: max(8, len(after) // 100)]
+    written = after.nonzero()[:, 0]  # a token may have a row of zeros: padding (Gemma)
+    small = written[after[written].abs().argsort()[: max(8, len(written) // 100)]]
     return _factor(after[small], logits[small])
 
 
