@@ -201,7 +201,7 @@ KINDS = {
     "SparseCoder(DenseEncoder((), 4, 6), ReLU, DenseDecoder(6, (), 4))": "SparseCoder.activation=ReLU is a class: hand",
     "SparseCoder(DenseEncoder((), 4, 6), 'relu', DenseDecoder(6, (), 4))": "must be an Activation.* got 'relu'",
     "SparseCoder(DenseEncoder, ReLU(), DenseDecoder(6, (), 4))": "SparseCoder.encoder=DenseEncoder is a class",
-    "SparseCoder(DenseEncoder((), 4, 6), ReLU(), None)": "SparseCoder.decoder must be a decoder.* got None",
+    "SparseCoder(DenseEncoder((), 4, 6), ReLU(), None)": "SparseCoder.decoder must be a Decoder.* got None",
     "sae(4, 6, None)": "SparseCoder.activation must be an Activation.* got None",
     "PerSite(None)": "PerSite.activations must be a list of activations, .* got None",
     "PerSite([ReLU])": r"PerSite.activations\[0\]=ReLU is a class",

@@ -388,7 +388,7 @@ def _check_term(term: Any, coder: SparseCoder, draw: Draw) -> None:
             what = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
             raise BrokenLaw(f"{_name(term)}: gives a scalar tensor, not one {what}.")
         if not value.isfinite():
-            raise BrokenLaw(f"{_name(term)}: gives a finite number, not {float(value)}.")
+            raise BrokenLaw(f"{_name(term)}: gives a finite number, not {float(value.detach())}.")
         values.append(value)
     if len(values) == 2:
         _same(term, "__call__", "is the same of dense and of sparse codes", values[1], values[0])
