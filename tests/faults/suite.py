@@ -623,8 +623,8 @@ def bad_number(where: str, value: float, step: int) -> Meddle:
 # --- the table -------------------------------------------------------------------------------------------------------
 
 FAULTS: dict[str, tuple[str, int, int]] = {  # name: what to call it, how often, how often in the short suite
-    "kill_in_training": ("kill -9 in training", 100, 6),
-    "kill_in_checkpoint": ("kill -9 inside checkpoint writing", 30, 3),
+    "kill_in_training": ("kill -9 in training", 100, 3),
+    "kill_in_checkpoint": ("kill -9 inside checkpoint writing", 30, 2),
     "kill_after_training": ("kill -9 after the last step: thresholds, coder, evaluation, report", 20, 5),
     "kill_beside_a_null": ("kill -9 between a pair and its null, and at the null's end", 4, 1),
     "kill_in_cache": ("kill -9 inside cache writing", 30, 1),
