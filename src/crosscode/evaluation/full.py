@@ -42,6 +42,7 @@ from crosscode.evaluation.splice import Ablation, ModelSplices, check_ablation, 
 from crosscode.evaluation.text import read_text
 from crosscode.metrics import ReconstructionBias, delta_norm, relative_norm
 from crosscode.models import PerSiteEncoder, SparseCoder, Trace
+from crosscode.module import in_eval_mode
 from crosscode.run_files import write_tensors
 
 FOLDER = "evaluation"
@@ -250,9 +251,7 @@ def full_evaluation(
     for ablation in ablations:
         check_ablation(ablation)
     parts = Parts()
-    was_training = coder.training
-    coder.eval()
-    try:
+    with in_eval_mode(coder):
         activity, numbers, scaling = _pass(coder, data, n_tokens, parts)
         latents = _latents(coder, activity, scaling)
         metrics = {
@@ -281,8 +280,6 @@ def full_evaluation(
             "cut_offs": attrs.asdict(cut_offs),
         }
         seen = _seen(coder, data, latents, example_latents, n_tokens, parts) if example_latents else (None, None, {})
-    finally:
-        coder.train(was_training)
     return Evaluation(source, metrics, latents, scaling, *seen, parts.absent)
 
 

@@ -20,6 +20,7 @@ from crosscode.errors import BadInput, NumericalError, close_match, warn
 from crosscode.evaluation.measures import read_names, site_names
 from crosscode.evaluation.text import Text, read_text
 from crosscode.models import SparseCoder
+from crosscode.module import in_eval_mode
 from crosscode.protocols import missing
 
 Ablation = Literal["zero", "mean"]
@@ -134,20 +135,15 @@ def splice(
     _check_shapes(coder, data)
     models = [_spliceable(model) for model in data.harvester.models]
     counts = TokenCounts()
-    was_training = coder.training
-    coder.eval()
-    try:
-        with torch.no_grad():
-            ablated_MPD = _mean_activations(data, n_tokens) if ablation == "mean" else _zeros(data)
-            sums_M = [_ModelSums(name) for name in data.model_names]
-            for part in read_text(data, n_tokens):
-                counts, text = counts + part.counts, _Text(data, part)
-                recon_NMPD = text.reconstruct(coder, text.acts_NMPD)
-                for m, model in enumerate(models):
-                    runs = _runs(coder, text, m, recon_NMPD, ablated_MPD)
-                    sums_M[m].add(model, text, runs)
-    finally:
-        coder.train(was_training)
+    with in_eval_mode(coder), torch.no_grad():
+        ablated_MPD = _mean_activations(data, n_tokens) if ablation == "mean" else _zeros(data)
+        sums_M = [_ModelSums(name) for name in data.model_names]
+        for part in read_text(data, n_tokens):
+            counts, text = counts + part.counts, _Text(data, part)
+            recon_NMPD = text.reconstruct(coder, text.acts_NMPD)
+            for m, model in enumerate(models):
+                runs = _runs(coder, text, m, recon_NMPD, ablated_MPD)
+                sums_M[m].add(model, text, runs)
     if sums_M[0].n_spliced == 0:
         raise BadInput(
             f"nothing is left of the text after masking ({counts}): see drop_special, drop_first, max_norm_multiple, "
