@@ -20,7 +20,7 @@ from typing import Any
 
 from crosscode.command_line import read_options
 from crosscode.run import main as run_recipe_from
-from crosscode.run import memory_of
+from crosscode.run.program import memory_of
 from crosscode.training import Trainer
 
 HERE = Path(__file__).parent

@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from crosscode import run_files
+from crosscode import run_folder
 from crosscode.evaluation import Evaluation, Examples, LogitAttribution
+from crosscode.files import write_json
 
 TAGS = ("</script><script>alert(1)</script>", "<!--", "<img src=x onerror=alert(2)>", "&amp;")
 HOSTILE = (*TAGS, '"', "'", "\\", "\u2028", " a", "\n")
@@ -85,8 +86,8 @@ def save_run(
     """The folder of a run, as its files would be."""
     evaluation(n_latents, n_examples, models, cross_layer).save(folder)
     rows = [{"step": s, "train/loss": 1 / s, "train/l0/mean": 9.0, "train/fvu/x": 0.1} for s in (1, 20, 40)]
-    (folder / run_files.CURVES).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    run_files.write_json(folder / run_files.SUMMARY, {"recipe": "made <i>up</i>", "step": 40, "tokens": 40_960})
+    (folder / run_folder.CURVES).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_json(folder / run_folder.SUMMARY, {"recipe": "made <i>up</i>", "step": 40, "tokens": 40_960})
     return folder
 
 

@@ -18,7 +18,7 @@ import pytest
 import small_runs
 from small_runs import RECIPES, SMALL, VOCABULARY, factory, options, save_model, save_text
 
-import crosscode.run_options
+import crosscode.run.options
 from crosscode.data.transformer_lens_model import TransformerLensModel
 from crosscode.run import RunOptions, main
 from crosscode.training import Trainer
@@ -29,7 +29,7 @@ ALL_RECIPES = sorted(file.stem for file in RECIPES.glob("*.py"))
 @pytest.fixture(scope="module", autouse=True)
 def models_loaded_once() -> Iterator[None]:
     """What is known of a model without its weights is found once for all rows."""
-    load = crosscode.run_options.load_language_model
+    load = crosscode.run.options.load_language_model
 
     @functools.cache
     def load_once(modified: float, name: str, *options: Any) -> Any:
@@ -39,9 +39,9 @@ def models_loaded_once() -> Iterator[None]:
         weights = Path(name) / "model.safetensors"
         return load_once(weights.stat().st_mtime if weights.exists() else 0.0, name, *options)
 
-    crosscode.run_options.load_language_model = load_anew_if_changed
+    crosscode.run.options.load_language_model = load_anew_if_changed
     yield
-    crosscode.run_options.load_language_model = load
+    crosscode.run.options.load_language_model = load
 
 
 @pytest.fixture(scope="module")

@@ -129,7 +129,7 @@ def test_a_dtype_that_a_device_lacks_is_told(monkeypatch: pytest.MonkeyPatch) ->
 
     def fails(*args: Any, dtype: torch.dtype, **kwargs: Any) -> Any:
         assert dtype == torch.float16
-        raise RuntimeError('"addmm_impl_cpu_" not implemented for \'Half\'')
+        raise RuntimeError("\"addmm_impl_cpu_\" not implemented for 'Half'")
 
     monkeypatch.setattr(torch, "ones", fails)
     with pytest.raises(BadInput, match=r"model_dtype='float16' cannot be computed on device 'cpu'.*Half.*Take float32"):

@@ -13,16 +13,16 @@ PACKAGE = Path(crosscode.__file__).parent
 FLOORS = [
     (
         *("errors", "checks", "module", "shapes", "batch", "kernels", "latents", "schedulers", "phases"),
-        *("command_line", "run_files", "one_definition", "protocols", "finite", "order"),
+        *("command_line", "files", "run_folder", "one_definition", "protocols", "finite", "order"),
     ),
     ("activations",),
     ("models",),
     ("losses", "penalties", "initialization", "metrics", "saving", "data"),
     ("training", "testing"),
-    ("callbacks", "evaluation", "interop", "run_options"),
-    ("report", "run_folder"),
+    ("callbacks", "evaluation", "interop"),
+    ("report",),
     ("run",),
-    ("cli",),
+    ("commands",),
     ("__main__",),
     ("__init__",),
 ]

@@ -1,6 +1,6 @@
 """`python -m crosscode`."""
 
-from crosscode.cli import main
+from crosscode.commands import main
 
 if __name__ == "__main__":
     main()

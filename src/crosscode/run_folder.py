@@ -1,20 +1,34 @@
-"""The folder of a run: one process writes there, what is written is whole, and a run that was cut short goes on."""
+"""The folder of a run: what its files hold, and that one process at a time writes there.
+
+options.json          models, data, hookpoints and all else that recipes share
+configuration.json    what the trainer was made of
+metrics.jsonl         curves
+summary.json          the figures at the end; there once the run is complete
+provenance.json       when, where and with which versions
+coder/                the trained coder (`crosscode.load`)
+silence.safetensors   tokens_since_fired_L, dead_L: for how long each latent had been silent in training
+checkpoints/  evaluation/  null/  wandb/
+report.html           the page that shows all of it
+"""
 
 import os
-import shlex
-import shutil
-import sys
-from collections.abc import Iterator, Sequence
+import platform
+from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from signal import SIGINT
 
-from crosscode.errors import DAMAGE, BadInput, CrosscodeError, close_match, warn
-from crosscode.run_files import CHECKPOINTS, CONFIGURATION, NULL, OPTIONS, SUMMARY, read_json
-from crosscode.training import Interrupted, NumericalError, Trainer, describe, load_checkpoint, newest_checkpoint
-from crosscode.training.description import differences
-from crosscode.training.interrupt import Terminated, sigterm_as_interrupt
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
 
+from crosscode.errors import BadInput, CrosscodeError, first_line, warn
+from crosscode.files import read_json, write_json, write_tensors
+
+OPTIONS, CONFIGURATION, CURVES = "options.json", "configuration.json", "metrics.jsonl"
+SUMMARY, PROVENANCE, SILENCE = "summary.json", "provenance.json", "silence.safetensors"
+CODER, CHECKPOINTS, NULL, REPORT = "coder", "checkpoints", "null", "report.html"
 LOCK = "run.lock"
 RECIPE = "recipe"  # in a run's configuration: the name of what made it
 
@@ -33,96 +47,10 @@ def check_output(directory: Path) -> None:
         raise BadInput(f"output={str(directory)!r}: {str(nearest)!r} cannot be written to.")
 
 
-def check_resumed(directory: Path, recipe: str, changed: Sequence[str]) -> None:
-    """Refuse to go on in a folder that is none of this recipe's runs, saying what it is, or what to give instead.
-
-    Args:
-        directory: where a run is to go on.
-        recipe: the name of the recipe that is to go on.
-        changed: what is meant to differ; `recipe` for one that was renamed.
-
-    Raises:
-        BadInput: it is missing, a part of a run's folder, another recipe's, or something else.
-    """
-    if not directory.exists():
-        near = directory.parent
-        siblings = [each.name for each in near.iterdir() if each.is_dir()] if near.is_dir() else []
-        close = close_match(directory.name, siblings) if siblings else ""
-        raise BadInput(f"resume: output={str(directory)!r} does not exist.{close}")
-    for folder in list(directory.absolute().parents)[:2]:
-        part = directory.absolute().relative_to(folder).as_posix()
-        if (folder / OPTIONS).is_file() and (part == NULL or not (directory / OPTIONS).is_file()):
-            kind = "the null run" if part == NULL else repr(part)
-            raise BadInput(
-                f"resume: output={str(directory)!r} is {kind} of the run in {str(folder)!r}: give --output {folder}."
-            )
-    if not (directory / CHECKPOINTS).is_dir():
-        if (directory / OPTIONS).is_file():
-            raise BadInput(
-                f"resume: output={str(directory)!r} holds a run without its checkpoints: put {CHECKPOINTS}/ there, or "
-                "leave --resume out."
-            )
-        holds = ", ".join(sorted(each.name for each in directory.iterdir())[:6])
-        raise BadInput(f"resume: output={str(directory)!r} is no folder of a run: it holds {holds or 'nothing'}.")
-    before = recipe_of(directory)
-    if before not in (None, recipe) and RECIPE not in changed:  # a list of all that differs would say less
-        raise BadInput(
-            f"resume: output={str(directory)!r} was made by the recipe {before}, not by {recipe}: run {before}, or "
-            f"give another --output. If it was renamed: --resume-changed {RECIPE}"
-        )
-
-
-def check_null(trainer: Trainer, directory: Path) -> None:
-    """Refuse to go on with the run of another null, before the pair's run goes on.
-
-    Args:
-        trainer: of the null run, fresh.
-        directory: of the null run.
-
-    Raises:
-        BadInput: the models there are not this one's.
-    """
-    try:
-        then = read_json(directory / CONFIGURATION)["data"]["harvester"]["models"]
-        now = describe(trainer.data)["harvester"]["models"]
-        differing, was = differences(then, now, "models"), then[1]["called"]
-    except DAMAGE:
-        return
-    if differing:
-        raise BadInput(
-            f"resume: {str(directory)!r} is of the null {was}, not of {now[1]['called']}: give --null {was}, or remove "
-            "that folder."
-        )
-
-
 def recipe_of(directory: Path) -> str | None:
     """The recipe that made a run; None where that is not written down."""
     configuration = read_json(directory / CONFIGURATION)
     return configuration.get(RECIPE) if isinstance(configuration, dict) else None
-
-
-@contextmanager
-def made_and_locked(directory: Path, trainer: Trainer) -> Iterator[None]:
-    """The directory of a run, locked; one that was not there before is gone again if input is refused before a step.
-
-    Raises:
-        BadInput: it cannot be made; another process runs there.
-    """
-    existed = directory.exists()
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError, RecursionError) as error:  # a name with a zero byte is a ValueError
-        why = getattr(error, "strerror", None) or error
-        raise BadInput(f"output={str(directory)!r} cannot be made: {why}.") from error
-    with locked(directory):
-        # Only who holds the lock may take the directory back, and only if nobody has been here meanwhile.
-        made = not existed and set(os.listdir(directory)) <= {LOCK}
-        try:
-            yield
-        except BadInput:
-            if made and trainer.state.step == 0:
-                shutil.rmtree(directory, ignore_errors=True)
-            raise
 
 
 @contextmanager
@@ -149,40 +77,6 @@ def locked(directory: Path) -> Iterator[None]:
         lock.release()
 
 
-def take_up(trainer: Trainer, directory: Path, recipe: str, resume: bool, changed: Sequence[str]) -> None:
-    """Put the trainer at the newest whole checkpoint if it is to resume, and keep a run that was cut short if not.
-
-    Args:
-        trainer: fresh, with the configuration of this run.
-        directory: the run's folder.
-        recipe: the name of this run's recipe.
-        resume: whether to go on.
-        changed: fields of the configuration that are meant to differ.
-
-    Raises:
-        BadInput: nothing to resume; a run to resume that this one would replace; another configuration.
-    """
-    if changed and not resume:
-        raise BadInput(f"resume_changed={tuple(changed)}: there is nothing to compare with without --resume.")
-    if not resume:
-        refuse_cut_short(directory, recipe)
-        return
-    newest = newest_checkpoint(directory / CHECKPOINTS)
-    if newest is None:
-        raise BadInput(f"resume: {str(directory / CHECKPOINTS)!r} holds no whole checkpoint.")
-    load_checkpoint(trainer, newest, [name for name in changed if name != RECIPE])
-
-
-def refuse_cut_short(directory: Path, recipe: str) -> None:
-    """Raise `BadInput` for the folder of a run that is not complete: a new one, of this recipe, would replace it."""
-    if not is_complete(directory) and newest_checkpoint(directory / CHECKPOINTS) is not None:
-        before = recipe_of(directory) or recipe
-        of, on = ("", "--resume") if before == recipe else (f" of {before}", f"{before} with --resume")
-        raise BadInput(
-            f"output={str(directory)!r} holds a run{of} that was cut short: {on} goes on, another --output keeps it."
-        )
-
-
 def is_complete(directory: Path) -> bool:
     """Whether a run, and the null run beside it if it was asked for, came to their end."""
     options = read_json(directory / OPTIONS)
@@ -205,34 +99,52 @@ def writing(
         raise CrosscodeError(f"{directory} could not be written to: {error}. {cure}") from error
 
 
-@contextmanager
-def saying_how_to_resume(directory: Path, arguments: Sequence[str]) -> Iterator[None]:
-    """A run that stops in here says how it goes on; one that was asked to stop has the exit code of its signal.
+def write_provenance(run: Path, device: str, started: datetime, trained: datetime, first_step: int) -> None:
+    """When a run was made, where and with what.
 
     Args:
-        directory: the run's folder.
-        arguments: of the command that was called.
+        run: the folder.
+        device: where the coder was trained.
+        started, trained: when training began and ended.
+        first_step: the step that training went on from; 0 if it was not resumed.
     """
+    content = {
+        "started": started.isoformat(timespec="seconds"),
+        "training_seconds": round((trained - started).total_seconds(), 1),
+        "from_step": first_step,
+        "device": device if not device.startswith("cuda") else f"{device} ({torch.cuda.get_device_name(device)})",
+        "machine": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        **{name: _version(name) for name in ("crosscode", "torch", "transformers")},
+    }
+    write_json(run / PROVENANCE, content)
+
+
+def _version(package: str) -> str:
     try:
-        with sigterm_as_interrupt():  # before and after the steps; in a step it is deferred
-            yield
-    except NumericalError as error:
-        raise NumericalError(f"{error} {how_to_resume(directory, arguments)}") from error
-    except KeyboardInterrupt as stopped:
-        signal = stopped.signal if isinstance(stopped, Interrupted | Terminated) else SIGINT
-        print(f"{str(stopped) or 'stopped at once'}. {how_to_resume(directory, arguments)}", file=sys.stderr)
-        raise SystemExit(128 + signal) from None
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
-def how_to_resume(directory: Path, arguments: Sequence[str]) -> str:
-    """One line: the command that goes on where the newest checkpoint was taken."""
-    newest = newest_checkpoint(directory / CHECKPOINTS)
-    if newest is None:
-        return "Nothing was saved yet: the same command begins again."
-    of_null = newest_checkpoint(directory / NULL / CHECKPOINTS) if (directory / SUMMARY).exists() else None
-    newest, which = (newest, "") if of_null is None else (of_null, " of the null run")
-    again = arguments if "--resume" in arguments else [*arguments, "--resume"]
-    python = Path(sys.executable).name
-    python = python if shutil.which(python) == sys.executable else sys.executable
-    command = shlex.join([python, sys.argv[0], *again])
-    return f"Go on from step {int(newest.name.removeprefix('step_'))}{which} with: {command}"
+def save_silence(run: Path, tokens_since_fired_L: Int[Tensor, " L"], dead_L: Bool[Tensor, " L"]) -> None:
+    """Keep for how long each latent had been silent at the end of training, and which ones count as dead."""
+    tensors = {"tokens_since_fired_L": tokens_since_fired_L.cpu().contiguous(), "dead_L": dead_L.cpu()}
+    write_tensors(tensors, run / SILENCE)
+
+
+def read_dead(run: Path) -> Bool[Tensor, " L"] | None:
+    """The latents that training found dead; None if the folder does not say."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    file = run / SILENCE
+    if not file.is_file():
+        return None
+    try:
+        dead_L = load_file(file)["dead_L"]
+    except (OSError, KeyError, SafetensorError) as error:
+        raise CrosscodeError(f"{str(file)!r} is damaged: {first_line(error)}") from error
+    if dead_L.dtype != torch.bool or dead_L.ndim != 1:
+        raise CrosscodeError(f"{str(file)!r} is damaged: dead_L is no mask of latents.")
+    return dead_L

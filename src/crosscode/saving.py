@@ -19,9 +19,10 @@ from torch import nn
 
 from crosscode.checks import usable_device
 from crosscode.errors import BadInput, CrosscodeError, close_match, first_line
+from crosscode.files import sha256_of, write_tensors
 from crosscode.models import SparseCoder
 from crosscode.module import fields_of
-from crosscode.run_files import CODER, sha256_of, write_tensors
+from crosscode.run_folder import CODER
 
 SPEC, WEIGHTS = "coder.json", "model.safetensors"
 FORMAT = 1

@@ -14,7 +14,7 @@ import pytest
 import torch
 from small_runs import SMALL, factory, options, save_model, save_text
 
-import crosscode.run_options
+import crosscode.run.options
 from crosscode.activations import TopK
 from crosscode.batch import Batch
 from crosscode.callbacks import Profile
@@ -64,8 +64,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "ahead": 0,  # what another thread harvests is no part of this one's time
     }
     with pytest.MonkeyPatch.context() as patch:
-        load = functools.cache(crosscode.run_options.load_language_model)
-        patch.setattr(crosscode.run_options, "load_language_model", load)
+        load = functools.cache(crosscode.run.options.load_language_model)
+        patch.setattr(crosscode.run.options, "load_language_model", load)
         run(folder, arguments)
     return folder
 

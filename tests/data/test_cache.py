@@ -16,7 +16,7 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crosscode.cli import main
+from crosscode.commands import main
 from crosscode.data import ActivationCache, Dataloader, Harvester, TokenSequences, load_language_model, shards
 from crosscode.data.cache import list_cache, prune_cache, verify_cache
 from crosscode.data.shards import key_of

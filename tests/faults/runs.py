@@ -27,8 +27,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from small_runs import factory, options
 
-import crosscode.run
-import crosscode.run_options
+import crosscode.run.beside_null
+import crosscode.run.options
+import crosscode.run.recipe
 from crosscode.data import documents, embedded
 from crosscode.run import main
 from crosscode.training import Trainer
@@ -144,8 +145,9 @@ class World:
         datasets.load_dataset = stand_in_for_the_hub
         documents.WAIT = 0.0
         embedded.documents = lambda split: iter(documents_of(split))
-        crosscode.run_options.load_language_model = functools.cache(crosscode.run_options.load_language_model)
-        crosscode.run._report = lambda *args: None  # drawn from what is compared, and half of the time
+        crosscode.run.options.load_language_model = functools.cache(crosscode.run.options.load_language_model)
+        for module in (crosscode.run.recipe, crosscode.run.beside_null):
+            module.make_report = lambda *args: None  # drawn from what is compared, and half of the time
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts()))
         world = cls(folder, seed)

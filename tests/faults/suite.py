@@ -41,7 +41,8 @@ from runs import RUNS, TINY, Child, Meddle, World, checkpoints, outcome
 import crosscode.callbacks.checkpoint
 import crosscode.data.cache
 import crosscode.evaluation.full
-import crosscode.run
+import crosscode.run.beside_null
+import crosscode.run.recipe
 import crosscode.training.trainer
 from crosscode.data import ActivationCache
 from crosscode.penalties import AuxK
@@ -126,10 +127,10 @@ class Suite:
         """In each of the things that come after the last step: what goes on makes no step again."""
         moments: dict[str, Meddle] = {
             "the calibration": dies_in(crosscode.training.trainer, "calibrate"),
-            "saving the coder": kill_inside(crosscode.run, "save", self.rng.randrange(1, 5), None),
+            "saving the coder": kill_inside(crosscode.run.recipe, "save", self.rng.randrange(1, 5), None),
             "the evaluation": dies_in(crosscode.evaluation.full, "splice"),
-            "saving the evaluation": kill_inside(crosscode.run, "_measure", self.rng.randrange(1, 5), None),
-            "the report": dies_in(crosscode.run, "_report"),
+            "saving the evaluation": kill_inside(crosscode.run.recipe, "_measure", self.rng.randrange(1, 5), None),
+            "the report": dies_in(crosscode.run.recipe, "make_report"),
         }
         for _, (moment, meddle) in zip(range(times), itertools.cycle(moments.items())):
             _, output = self.new()
@@ -151,7 +152,7 @@ class Suite:
             _, output = self.new()
             self.all_but_the_end("text", output)
             given = {"null": "embedded:control"}
-            died = self.world.start("text", output, dies_in(crosscode.run, "run_recipe", calls=2), **given)
+            died = self.world.start("text", output, dies_in(crosscode.run.beside_null, "run_recipe", calls=2), **given)
             row.expect(died.wait() == -signal.SIGKILL and died.last_step == N_STEPS, "it did not die", died)
             fresh = self.world.start("text", output, **given, resume=False)
             row.expect(fresh.wait() == 2 and "cut short" in fresh.printed(), "the pair would be trained again", fresh)

@@ -30,7 +30,7 @@ from made_up_runs import save_run
 from made_up_text import FORMATS, zstd
 from torch import Tensor
 
-from crosscode import Batch, SparseCoder, Trainer, Weighted, load, run_files, save
+from crosscode import Batch, SparseCoder, Trainer, Weighted, load, run_folder, save
 from crosscode.activations import BatchTopK, JumpReLU, PerSite, Priced, SeparateBudgets, TopK
 from crosscode.callbacks import JSONLines
 from crosscode.data import ActivationCache, TokenSequences, text_files
@@ -239,7 +239,7 @@ STARTED = (
     "socket.connect",
     "pickle.find_class",
 )
-PACKAGE = str(Path(run_files.__file__).parent)
+PACKAGE = str(Path(run_folder.__file__).parent)
 CHANGED = ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.symlink", "os.link", "os.truncate", "shutil.rmtree")
 
 
@@ -377,8 +377,8 @@ def originals() -> Path:
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     RunOptions(models=("embedded:base", "embedded:tuned"), cache=folder).write(folder / "options.json")
     evaluated = save_run(folder / "evaluated", 60, 4)
-    RunOptions(models=("embedded:base", "embedded:tuned")).write(evaluated / run_files.OPTIONS)
-    save_run(evaluated / run_files.NULL, 60, 4)
+    RunOptions(models=("embedded:base", "embedded:tuned")).write(evaluated / run_folder.OPTIONS)
+    save_run(evaluated / run_folder.NULL, 60, 4)
     write_report(evaluated).unlink()
     (folder / "text").mkdir()
     for name, save_rows in FORMATS.items():

@@ -391,5 +391,3 @@ def test_entries_of_a_selection_may_be_changed() -> None:
     assert ((f_BL[:, :8] == 0) | (f_BL[:, :8] == 1)).all()
     check_part(Binary(2))
     check_part(Priced(Binary(2), 4, 0.5))
-
-

@@ -197,9 +197,7 @@ def test_a_model_without_a_stream_is_refused_before_its_weights_are_read(tmp_pat
     transformers.XLMWithLMHeadModel(config).save_pretrained(tmp_path)
     tokenizer().save_pretrained(tmp_path)
     model = load_language_model(str(tmp_path))
-    with pytest.raises(
-        BadInput, match=r"has no hookpoints: the blocks of a XLMWithLM.* TransformerLens"
-    ) as told:
+    with pytest.raises(BadInput, match=r"has no hookpoints: the blocks of a XLMWithLM.* TransformerLens") as told:
         model.width(RESIDUAL)
     assert "\n" not in str(told.value)
     assert not model.loaded

@@ -9,7 +9,7 @@ import pytest
 from small_runs import SMALL, factory, options, save_model, save_text
 
 import crosscode.run
-import crosscode.run_options
+import crosscode.run.options
 
 
 @pytest.fixture(scope="session")
@@ -26,10 +26,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", autouse=True)
 def models_loaded_once() -> Iterator[None]:
     """Booting a model costs a second: the tests of a file share them; others may change theirs."""
-    load = crosscode.run_options.load_language_model
-    crosscode.run_options.load_language_model = functools.cache(load)
+    load = crosscode.run.options.load_language_model
+    crosscode.run.options.load_language_model = functools.cache(load)
     yield
-    crosscode.run_options.load_language_model = load
+    crosscode.run.options.load_language_model = load
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-import crosscode.cli
-from crosscode.cli import main
+import crosscode.commands
+from crosscode.commands import main
 from crosscode.errors import CrosscodeWarning
 from crosscode.evaluation import Evaluation
 from crosscode.run import RunOptions
-from crosscode.run_files import OPTIONS
+from crosscode.run_folder import OPTIONS
 
 
 def test_options_come_back_from_the_folder(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_a_command_that_is_interrupted_is_one_line(tmp_path: Path, monkeypatch: 
     def interrupted(*given: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(crosscode.cli, "write_report", interrupted)
+    monkeypatch.setattr(crosscode.commands, "write_report", interrupted)
     with pytest.raises(SystemExit) as stopped:
         main(["report", str(tmp_path)])
     assert stopped.value.code == 130

@@ -25,8 +25,9 @@ from crosscode.evaluation import (
 from crosscode.evaluation.full import worth_looking_at
 from crosscode.evaluation.logit_attribution import direct_sites
 from crosscode.metrics import ReconstructionBias, delta_norm
-from crosscode.run import RunOptions, held_out_of
-from crosscode.run_files import OPTIONS
+from crosscode.run import RunOptions
+from crosscode.run.recipe import held_out_of
+from crosscode.run_folder import OPTIONS
 
 
 def test_every_figure_is_that_of_its_own_function(run_small, tmp_path: Path) -> None:

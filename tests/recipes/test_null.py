@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 from small_runs import save_model
 
 import crosscode
-from crosscode.cli import main as evaluate_command
+from crosscode.commands import main as evaluate_command
 from crosscode.evaluation import Evaluation
 from crosscode.report import read_run
 from crosscode.report.page import left_out
 from crosscode.run import RunOptions
-from crosscode.run_folder import how_to_resume
+from crosscode.run.resuming import how_to_resume
 
 DIFFING = {"n_shared": 8, "k_shared": 3, "k_exclusive": 3, "lr": 1e-2}
 

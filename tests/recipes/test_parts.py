@@ -9,15 +9,17 @@ import pytest
 
 import crosscode
 import crosscode.evaluation.full
-import crosscode.run
+import crosscode.run.beside_null
+import crosscode.run.recipe
 from crosscode.errors import CrosscodeWarning
 from crosscode.evaluation import Evaluation, full_evaluation
 from crosscode.evaluation.activity import Activity
 from crosscode.evaluation.latent_scaling import ScalingSums
 from crosscode.metrics import FVU
 from crosscode.report import print_evaluation, write_report
-from crosscode.run import RunOptions, held_out_of
-from crosscode.run_files import OPTIONS
+from crosscode.run import RunOptions
+from crosscode.run.recipe import held_out_of
+from crosscode.run_folder import OPTIONS
 
 COMPARED = ("relative_norm/", "delta_norm/", "decoder_cosine/median")
 SCALED = ("exclusive/", "decoder_cosine/median")
@@ -113,12 +115,12 @@ def test_what_is_of_the_whole_process_ends_it(whole, stopped: type, monkeypatch:
 @pytest.mark.parametrize(
     ("owner", "name", "said"),
     [
-        (crosscode.run, "full_evaluation", "the evaluation failed (RuntimeError: boom)"),
+        (crosscode.run.recipe, "full_evaluation", "the evaluation failed (RuntimeError: boom)"),
         (Activity, "add", "the evaluation failed (RuntimeError: boom)"),
         (Evaluation, "save", "saving the evaluation failed (RuntimeError: boom)"),
-        (crosscode.run, "print_evaluation", "showing the evaluation failed (RuntimeError: boom)"),
-        (crosscode.run, "write_report", "no report was made (RuntimeError: boom"),
-        (crosscode.run, "figures_of", "showing the report in wandb failed (RuntimeError: boom)"),
+        (crosscode.run.recipe, "print_evaluation", "showing the evaluation failed (RuntimeError: boom)"),
+        (crosscode.run.recipe, "write_report", "no report was made (RuntimeError: boom"),
+        (crosscode.run.recipe, "figures_of", "showing the report in wandb failed (RuntimeError: boom)"),
     ],
 )
 def test_a_run_is_complete_all_the_same(
@@ -145,7 +147,7 @@ def test_a_run_beside_a_null_is_complete_without_being_judged(
     run_small, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What comes after both runs is a part as well."""
-    monkeypatch.setattr(crosscode.run, "judge_by_null", broken)
+    monkeypatch.setattr(crosscode.run.beside_null, "judge_by_null", broken)
     with pytest.warns(CrosscodeWarning, match=r"^comparing with the null failed \(RuntimeError: boom\)"):
         summary = run_small("feb_diffing_topk", **DIFFING, num_steps=1, null=folder / "tuned")
     assert summary["absent"] == {"comparing with the null": "RuntimeError: boom"}

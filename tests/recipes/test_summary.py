@@ -11,7 +11,7 @@ import pytest
 from small_runs import SMALL, factory, options
 
 import crosscode
-import crosscode.run
+import crosscode.run.recipe
 from crosscode.data.transformer_lens_model import TransformerLensModel
 from crosscode.evaluation import Evaluation
 from crosscode.evaluation.full import token_counts
@@ -60,7 +60,7 @@ def test_what_was_left_out_is_told_and_a_resumed_run_tells_the_same(run_small, t
     assert summary["tokens"] == 40 * 128
     assert training.kept - 1024 < summary["tokens"] <= training.kept  # half a block is read and not served yet
     page = (run / "report.html").read_text()
-    assert f"<td>training</td><td class=\"n\">{training.read:,}</td><td class=\"n\">{training.kept:,}</td>" in page
+    assert f'<td>training</td><td class="n">{training.read:,}</td><td class="n">{training.kept:,}</td>' in page
     assert f"{held_out.outliers:,} of {held_out.read:,}, and 0 not finite" in page
     (run / "summary.json").unlink()
     shutil.rmtree(run / "checkpoints" / "step_000000040")
@@ -157,7 +157,7 @@ def test_a_run_is_complete_without_its_report(run_small, tmp_path: Path, monkeyp
     def broken(folder: Path) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(crosscode.run, "write_report", broken)
+    monkeypatch.setattr(crosscode.run.recipe, "write_report", broken)
     with pytest.warns(UserWarning, match=r"no report was made \(OSError: no space left\)"):
         summary = run_small("sae_topk", num_steps=2, report=True)
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary

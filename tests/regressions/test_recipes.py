@@ -8,7 +8,8 @@ import pytest
 import torch
 from small_runs import SMALL, factory, options, save_model, save_text
 
-import crosscode.run
+import crosscode.run.program
+import crosscode.run.recipe
 from crosscode.activations import BatchTopK, GroupMax, SeparateBudgets, TopK
 from crosscode.penalties import AuxK
 from crosscode.training import Trainer
@@ -30,7 +31,9 @@ def built(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[
     """`built("clt_topk", style="topk")`: the trainer that a recipe's command line makes, and its `RunOptions`."""
 
     def build(recipe: str, models: tuple[str, ...] = ("base",), **given: Any) -> tuple[Trainer, Any]:
-        monkeypatch.setattr(crosscode.run, "run_recipe", lambda trainer, run, name: {"trainer": trainer, "run": run})
+        monkeypatch.setattr(
+            crosscode.run.program, "run_recipe", lambda trainer, run, name: {"trainer": trainer, "run": run}
+        )
         places = {"models": [folder / model for model in models], "dataset": folder / "text.txt"}
         parts = crosscode.run.main(factory(recipe), options(**{**SMALL, **places, **given}))
         return parts["trainer"], parts["run"]
@@ -82,9 +85,9 @@ def test_dead_has_one_meaning(dead_after: float, built) -> None:
     penalty = trainer.penalties["aux_k"].penalty
     assert isinstance(penalty, AuxK)
     expected = round(dead_after * SMALL["num_steps"] * SMALL["batch_size"])
-    assert crosscode.run.dead_after_tokens_of(trainer, run) == penalty.dead_after_tokens == expected
+    assert crosscode.run.recipe.dead_after_tokens_of(trainer, run) == penalty.dead_after_tokens == expected
     trainer, run = built("l1_crosscoder")
-    assert crosscode.run.dead_after_tokens_of(trainer, run) == run.dead_after_tokens(SMALL["num_steps"])
+    assert crosscode.run.recipe.dead_after_tokens_of(trainer, run) == run.dead_after_tokens(SMALL["num_steps"])
 
 
 def test_scales_are_measured_on_as_many_tokens_as_asked(built) -> None:

@@ -6,14 +6,15 @@ import pytest
 import torch
 from small_runs import SMALL, factory, options, save_model, save_text
 
-import crosscode.run
-import crosscode.run_options
+import crosscode.run.options
+import crosscode.run.program
 from crosscode import SparseCoder, Trainer
 from crosscode.activations import ReLU, TopK
 from crosscode.data.transformer_lens_model import TransformerLensModel
 from crosscode.losses import SummedSquaredError
 from crosscode.models import sae
-from crosscode.run import RunOptions, main, memory_of
+from crosscode.run import RunOptions, main
+from crosscode.run.program import memory_of
 from crosscode.training.memory import Estimate, _container_leaves, moments_per_number
 
 DEFAULT = RunOptions()
@@ -34,7 +35,7 @@ def given(folder: Path, tmp_path: Path) -> dict[str, object]:
 
 
 def estimate_of(recipe: str, given: dict[str, object], **more: object) -> Estimate:
-    run, scheme = crosscode.run.read_options(factory(recipe), options(**{**given, **more}))
+    run, scheme = crosscode.run.program.read_options(factory(recipe), options(**{**given, **more}))
     return memory_of(factory(recipe), run, scheme)
 
 
@@ -92,7 +93,7 @@ def test_the_table_knows_how_many_sequences_are_harvested_at_once(given) -> None
 
 def test_the_weights_of_language_models_are_counted(folder: Path) -> None:
     """From a skeleton, to the byte."""
-    model = crosscode.run_options.load_language_model(str(folder / "base"), dtype="bfloat16")
+    model = crosscode.run.options.load_language_model(str(folder / "base"), dtype="bfloat16")
     assert isinstance(model, TransformerLensModel)
     expected = model.weight_bytes
     assert not model.loaded
@@ -110,8 +111,8 @@ def test_what_does_not_fit_is_refused(
     free: int, disk: int, said: list[str], given, tmp_path, capsys, monkeypatch
 ) -> None:
     """One line with the largest part and what makes it smaller; exit code 2; nothing is left behind."""
-    monkeypatch.setattr(crosscode.run, "free_bytes", lambda device: free)
-    monkeypatch.setattr(crosscode.run, "free_disk", lambda directory: disk)
+    monkeypatch.setattr(crosscode.run.program, "free_bytes", lambda device: free)
+    monkeypatch.setattr(crosscode.run.program, "free_disk", lambda directory: disk)
     with pytest.raises(SystemExit) as stopped:
         main(factory("sae_topk"), options(**given, k=4))
     assert stopped.value.code == 2
@@ -123,7 +124,7 @@ def test_what_does_not_fit_is_refused(
 
 def test_the_largest_part_is_named(given, capsys, monkeypatch) -> None:
     """A million latents are refused for their own sake, and the option that lowers them is named."""
-    monkeypatch.setattr(crosscode.run, "free_bytes", lambda device: 1 << 30)
+    monkeypatch.setattr(crosscode.run.program, "free_bytes", lambda device: 1 << 30)
     with pytest.raises(SystemExit):
         main(factory("sae_topk"), options(**{**given, "n_latents": 20_000_000}, k=4))
     line = capsys.readouterr().err
@@ -174,5 +175,5 @@ def test_a_recipe_that_looks_at_values_is_estimated_too(given) -> None:
             lr=1e-3, num_steps=2,
         )  # fmt: skip
 
-    run, _ = crosscode.run.read_options(mine, options(**{k: v for k, v in given.items() if k != "num_steps"}))
+    run, _ = crosscode.run.program.read_options(mine, options(**{k: v for k, v in given.items() if k != "num_steps"}))
     assert part(memory_of(mine, run, {}), "gradients") > 0

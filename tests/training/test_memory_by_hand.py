@@ -7,9 +7,9 @@ import pytest
 import torch
 from small_runs import SMALL, factory, options, save_model, save_text
 
-import crosscode.run
+import crosscode.run.program
 from crosscode.data.transformer_lens_model import TransformerLensModel
-from crosscode.run import memory_of
+from crosscode.run.program import memory_of
 from crosscode.training.memory import Estimate, Part
 
 PASS = 1000  # bytes of a forward pass of a language model, put in its place
@@ -35,7 +35,7 @@ def table(recipe: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **given: o
     monkeypatch.setattr(TransformerLensModel, "weight_bytes", MODEL)
     monkeypatch.setattr(TransformerLensModel, "pass_bytes", lambda self, n_tokens: PASS)
     given = {**SMALL, "models": [folder / "base"], "dataset": folder / "text.txt", "ahead": 5, "accumulate": 3, **given}
-    run, scheme = crosscode.run.read_options(factory(recipe), options(**given, output=folder / "run"))
+    run, scheme = crosscode.run.program.read_options(factory(recipe), options(**given, output=folder / "run"))
     return memory_of(factory(recipe), run, scheme).parts
 
 

@@ -18,11 +18,13 @@ from safetensors import SafetensorError
 from small_runs import SMALL, factory, options, save_model, save_text
 
 import crosscode
+import crosscode.run.recipe
 from crosscode.data import TokenSequences, load_language_model
 from crosscode.errors import BadInput
+from crosscode.files import write_tensors
 from crosscode.run import main
-from crosscode.run_files import write_tensors
-from crosscode.run_folder import locked, made_and_locked
+from crosscode.run.resuming import made_and_locked
+from crosscode.run_folder import locked
 from crosscode.training import Trainer, describe
 from crosscode.training.description import SAMPLED
 
@@ -208,7 +210,7 @@ def test_a_full_disk_at_the_end_is_one_line(
         raise SafetensorError("No space left on device")
 
     given = {**SMALL, "models": [folder / "base"], "dataset": folder / "text.txt", "output": tmp_path / "run", "k": 4}
-    monkeypatch.setattr(crosscode.run, "save_silence", lambda *a: write_tensors({}, tmp_path / "x"))
+    monkeypatch.setattr(crosscode.run.recipe, "save_silence", lambda *a: write_tensors({}, tmp_path / "x"))
     monkeypatch.setattr(safetensors.torch, "save_file", full)
     with pytest.raises(SystemExit) as stopped:
         main(factory("sae_topk"), options(**{**given, "num_steps": 2, "checkpoint_every": 100}))

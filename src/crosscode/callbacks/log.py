@@ -25,11 +25,11 @@ from torch import Tensor
 
 from crosscode.checks import at_least
 from crosscode.errors import CrosscodeError, warn
+from crosscode.files import rows_of, write_whole
 from crosscode.metrics import Metric, measure
 from crosscode.order import Effect
 from crosscode.phases import Phase
 from crosscode.protocols import Structural
-from crosscode.run_files import rows_of, write_whole
 from crosscode.training import StepReport, Trainer, describe
 
 MOST_WAITING = 1000  # rows that wait for room on the disk, or for wandb

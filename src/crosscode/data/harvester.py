@@ -206,9 +206,7 @@ class Harvester:
                 return model.harvest(tokens_HS, self.hookpoints)
         return self.cache.get(model, self.hookpoints, tokens_HS)
 
-    def _fate_of_tokens(
-        self, tokens_HS: Int[Tensor, "H S"], documents_HS: Int[Tensor, "H S"]
-    ) -> Int[Tensor, "H S"]:
+    def _fate_of_tokens(self, tokens_HS: Int[Tensor, "H S"], documents_HS: Int[Tensor, "H S"]) -> Int[Tensor, "H S"]:
         """What becomes of each token, as far as it does not depend on activations."""
         fate_HS = torch.full_like(tokens_HS, KEPT)
         if self.drop_special and self.special_ids:

@@ -21,7 +21,7 @@ from crosscode.data import TokenCounts
 from crosscode.errors import BadInput
 from crosscode.evaluation.full import FOLDER, Evaluation, free_L
 from crosscode.evaluation.latent_scaling import LatentScaling, Verdicts
-from crosscode.run_files import write_tensors
+from crosscode.files import write_tensors
 
 CLASSICAL = 0.1
 """Relative norms below it, or as close to 1, are exclusive in the classical bins."""

@@ -40,10 +40,10 @@ from crosscode.evaluation.measures import diffs_models, measures, read_names, si
 from crosscode.evaluation.parts import Parts
 from crosscode.evaluation.splice import Ablation, ModelSplices, check_ablation, splice
 from crosscode.evaluation.text import read_text
+from crosscode.files import write_tensors
 from crosscode.metrics import ReconstructionBias, delta_norm, relative_norm
 from crosscode.models import PerSiteEncoder, SparseCoder, Trace
 from crosscode.module import in_eval_mode
-from crosscode.run_files import write_tensors
 
 FOLDER = "evaluation"
 SCALING, LOGITS = "latent scaling", "logit attribution"

@@ -14,12 +14,13 @@ import attrs
 import torch
 from torch import Tensor
 
-from crosscode import run_files
 from crosscode.errors import DAMAGE, CrosscodeError, first_line
 from crosscode.evaluation import tokens_in
 from crosscode.evaluation.full import token_counts
+from crosscode.files import write_whole
 from crosscode.report.figures import MODELS, NEUTRAL, figures_of, plotly_script
 from crosscode.report.saved import SavedRun, read_run
+from crosscode.run_folder import REPORT
 
 METRICS, LATENTS = "evaluation/metrics.json", "evaluation/latents.safetensors"
 EXAMPLES, NULL = "evaluation/examples.safetensors", "evaluation/exclusivity.json"
@@ -68,9 +69,9 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
         page = render(run)
     except (TemplateError, *DAMAGE) as error:  # a page is a function of the files alone
         raise CrosscodeError(f"{str(folder)!r} cannot be shown, a file is damaged: {first_line(error)}") from error
-    output = folder / run_files.REPORT if output is None else output
+    output = folder / REPORT if output is None else output
     output.parent.mkdir(parents=True, exist_ok=True)
-    run_files.write_whole(output, page)
+    write_whole(output, page)
     return output
 
 

@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from crosscode import run_files
+from crosscode import run_folder
 from crosscode.errors import BadInput
 from crosscode.evaluation import Evaluation, free_L, is_evaluated
+from crosscode.files import read_json, rows_of
 
 EXCLUSIVITY = "exclusivity"
 
@@ -22,7 +23,7 @@ class SavedRun:
 
     Attributes:
         folder: where they are.
-        options, configuration, summary, provenance: `run_files` says what is in them; empty where they are missing.
+        options, configuration, summary, provenance: `run_folder` says what is in them; empty where they are missing.
         curves: the rows of `metrics.jsonl`.
         evaluation: what was measured of the coder.
         null: the same of the null run, whose two models differ in nothing that was planted or taught; None without.
@@ -115,14 +116,14 @@ def read_run(folder: Path) -> SavedRun:
     masks = folder / "evaluation" / f"{EXCLUSIVITY}.safetensors"
     return SavedRun(
         folder=folder,
-        options=run_files.read_json(folder / run_files.OPTIONS) or {},
-        configuration=run_files.read_json(folder / run_files.CONFIGURATION) or {},
-        summary=run_files.read_json(folder / run_files.SUMMARY) or {},
-        provenance=run_files.read_json(folder / run_files.PROVENANCE) or {},
-        curves=[row for _, row in run_files.rows_of(folder / run_files.CURVES)],
+        options=read_json(folder / run_folder.OPTIONS) or {},
+        configuration=read_json(folder / run_folder.CONFIGURATION) or {},
+        summary=read_json(folder / run_folder.SUMMARY) or {},
+        provenance=read_json(folder / run_folder.PROVENANCE) or {},
+        curves=[row for _, row in rows_of(folder / run_folder.CURVES)],
         evaluation=Evaluation.load(folder),
-        null=Evaluation.load(folder / run_files.NULL) if is_evaluated(folder / run_files.NULL) else None,
-        null_summary=run_files.read_json(folder / run_files.NULL / run_files.SUMMARY) or {},
-        exclusivity=run_files.read_json(folder / "evaluation" / f"{EXCLUSIVITY}.json"),
+        null=Evaluation.load(folder / run_folder.NULL) if is_evaluated(folder / run_folder.NULL) else None,
+        null_summary=read_json(folder / run_folder.NULL / run_folder.SUMMARY) or {},
+        exclusivity=read_json(folder / "evaluation" / f"{EXCLUSIVITY}.json"),
         masks=load_file(masks) if masks.is_file() else {},
     )

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from crosscode.errors import DAMAGE, CrosscodeError, warn
-from crosscode.run_files import sha256_of, write_tensors
+from crosscode.files import sha256_of, write_tensors
 from crosscode.training.snapshot import Snapshot
 
 MANIFEST = "MANIFEST.json"

@@ -14,10 +14,13 @@ from crosscode.data import Dataloader
 from crosscode.data.cache import list_cache, prune_cache, verify_cache
 from crosscode.errors import DAMAGE, BadInput, warn
 from crosscode.evaluation import Ablation, CutOffs, full_evaluation
+from crosscode.files import read_json
 from crosscode.report import print_evaluation, print_exclusivity, write_report
-from crosscode.run import RunOptions, held_out_of, judge_by_null, print_loading
-from crosscode.run_files import CODER, CONFIGURATION, OPTIONS, read_dead, read_json
-from crosscode.run_folder import locked, writing
+from crosscode.run.beside_null import judge_by_null
+from crosscode.run.options import RunOptions
+from crosscode.run.program import print_loading
+from crosscode.run.recipe import held_out_of
+from crosscode.run_folder import CODER, CONFIGURATION, OPTIONS, locked, read_dead, writing
 from crosscode.saving import load
 from crosscode.training import calibrate, describe
 from crosscode.training.description import differences

@@ -24,8 +24,9 @@ from crosscode.data import (
 from crosscode.data.harvester import sequences_that_fit
 from crosscode.data.text_folders import looks_local
 from crosscode.errors import DAMAGE, BadInput
+from crosscode.files import write_json
 from crosscode.models import SparseCoder
-from crosscode.run_files import CHECKPOINTS, NULL, write_json
+from crosscode.run_folder import CHECKPOINTS, NULL
 from crosscode.schedulers import WarmupStableDecay
 from crosscode.training import newest_checkpoint
 
