@@ -117,7 +117,8 @@ class _Walk:
     def _function(self, function: FunctionType) -> Any:
         """Its name, what it closes over and its defaults; of one that is not crosscode's, also a hash of its source."""
         inside: dict[Any, Any] = dict(zip(function.__code__.co_freevars, map(_in_cell, function.__closure__ or ())))
-        inside |= {**dict(enumerate(function.__defaults__ or ())), **(function.__kwdefaults__ or {})}
+        inside |= dict(enumerate(function.__defaults__ or ()))
+        inside |= function.__kwdefaults__ or {}
         ours = (function.__module__ or "").split(".")[0] == "crosscode"
         source = None if ours else _source_of(function)
         held = {str(name): self.of(value) for name, value in inside.items()}
