@@ -144,6 +144,15 @@ def test_the_topk_sae_learns(run_small, tmp_path: Path) -> None:
     assert summary["l0/mean"] <= 6
 
 
+def test_the_end_to_end_sae_learns_by_what_the_model_predicts(run_small, folder: Path, tmp_path: Path) -> None:
+    """KL falls, and a coder that another recipe saved is fine-tuned from where it ended."""
+    end_to_end = {"k": 6, "lr": 1e-2, "batch_size": 128}
+    summary = run_small("end_to_end", **end_to_end)
+    losses = [row["train/reconstruction"] for row in rows(tmp_path / "run")]
+    assert losses[-1] < losses[0]
+    assert summary["l0/mean"] <= 6
+
+
 def test_the_optimizer_is_as_asked(run_small, tmp_path: Path) -> None:
     """Warm-up, decay, Adam's betas and the clipped norm are options of every recipe."""
     given = {"lr": 1e-2, "lr_warmup": 0.5, "lr_decay": 0.25, "betas": (0.5, 0.75), "clip_norm": 0.125}
