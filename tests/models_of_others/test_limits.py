@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from models_of_others.architectures import ARCHITECTURES, make, tokenizer
+from models_of_others.architectures import ARCHITECTURES, made, tokenizer
 
 from crosscode.data import Dataloader, Harvester, TokenSequences, confined, load_language_model
 from crosscode.data.transformer_lens_model import TransformerLensModel
@@ -40,7 +40,7 @@ def unsaved(config: Any) -> TransformerLensModel:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_context_is_that_of_the_configuration(name: str) -> None:
     """None with ALiBi or recurrence; offsets of learned positions, and vision towers, are none of it."""
-    assert unsaved(make(name).config).context_length == (None if name in UNLIMITED else 64)
+    assert unsaved(made(name).config).context_length == (None if name in UNLIMITED else 64)
 
 
 @pytest.mark.parametrize("name", [*LEARNED, "roberta"])
@@ -49,7 +49,7 @@ def test_a_model_takes_as_many_positions_as_it_says_and_no_more(name: str) -> No
     if name == "roberta":
         hf_model = transformers.RobertaForCausalLM(transformers.RobertaConfig(**ROBERTA)).eval()
     else:
-        hf_model = make(name)
+        hf_model = made(name)
     context = unsaved(hf_model.config).context_length
     assert context is not None
     with torch.no_grad():
@@ -197,9 +197,7 @@ def test_a_model_without_a_stream_is_refused_before_its_weights_are_read(tmp_pat
     transformers.XLMWithLMHeadModel(config).save_pretrained(tmp_path)
     tokenizer().save_pretrained(tmp_path)
     model = load_language_model(str(tmp_path))
-    with pytest.raises(
-        BadInput, match=r"has no hookpoints: the blocks of a XLMWithLM.* TransformerLens"
-    ) as told:
+    with pytest.raises(BadInput, match=r"has no hookpoints: the blocks of a XLMWithLM.* TransformerLens") as told:
         model.width(RESIDUAL)
     assert "\n" not in str(told.value)
     assert not model.loaded
