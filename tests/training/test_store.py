@@ -149,6 +149,14 @@ def test_two_processes_do_not_sweep_each_others_work(run: Path) -> None:
     assert names(run) == [".writing_6_1", "step_000000002", "step_000000004"]
 
 
+def test_what_cannot_be_swept_away_is_left(run: Path) -> None:
+    """A file under the name of such a folder ends no run."""
+    (run / ".deleted_2_1").write_text("")
+    (run / f".writing_6_{os.getpid()}").mkdir()
+    store.sweep(run)
+    assert names(run) == [".deleted_2_1", "step_000000002", "step_000000004"]
+
+
 # --- damaged ---------------------------------------------------------------------------------------------------------
 
 
