@@ -65,6 +65,7 @@ BAD = {
     "must be an object with a key 'text', not int": "7",
     "must be an object with a key 'text', not NoneType": "null",
     "int '7' (column 'text'; of its columns, 'body' could be read)": '{"text": 7, "body": "w1", "n": 1.5}',
+    "int '7' (column 'text')": '{"text": 7, "n": 1.5}',
     "true or false 'True'": '{"text": true}',
     "float 'nan'": '{"text": NaN}',
     "object \"{'a': 1}\"": '{"text": {"a": 1}}',

@@ -206,3 +206,10 @@ def test_errors_are_kept_in_float32_at_least(dtype: torch.dtype) -> None:
     assert error_BXoDo.dtype == torch.promote_types(dtype, torch.float32)
     assert torch.equal(error_BXoDo.to(dtype), trace.targets_BXoDo - trace.recon_BXoDo)
     assert SummedSquaredError()(trace).dtype == error_BXoDo.dtype
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_coder_is_zero_before_it_is_initialised(shape: str) -> None:
+    """Weights, biases and skip: what a strategy leaves alone adds nothing."""
+    coder = SHAPES[shape](ReLU())
+    assert sum(parameter.count_nonzero() for parameter in coder.parameters()) == 0
