@@ -143,6 +143,9 @@ def test_resuming_harvests_two_blocks_again_and_no_more(loader, fake_model):
     next(data.iter_from(iterator.cursor()))
 
     assert at_start == 0
+    cursor = iterator.cursor()
+    before = (cursor["unit"] - 2) * data.harvests_per_block * 2  # sequences ahead of those blocks, two a harvest
+    assert before - 16 < cursor["place"]["sequence"] <= before + 2 * data.harvests_per_block
     assert iterator.cursor()["unit"] > 3
     assert len(model.harvested) <= 3 * data.harvests_per_block  # two, and one more if the batch crosses a unit
 

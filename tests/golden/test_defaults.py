@@ -9,6 +9,7 @@ import attrs
 import pytest
 import torch
 
+from crosscode import callbacks, data, training
 from crosscode.evaluation import CutOffs
 from crosscode.training import ClipNorm
 
@@ -164,6 +165,23 @@ def found() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 FOUND = {name: defaults for name, defaults in found() if defaults}
+
+
+BY_POSITION = {  # of what has many options: what may be given without its name
+    data.Harvester: ["models", "hookpoints"],
+    data.Dataloader: ["sequences", "harvester", "batch_size"],
+    data.TokenSequences: ["source", "model"],
+    data.ActivationCache: ["directory", "max_bytes"],
+    callbacks.Checkpoint: ["directory"],
+    callbacks.Log: ["sinks"],
+    training.Trainer: [],
+}
+
+
+@pytest.mark.parametrize("part", BY_POSITION, ids=lambda part: part.__name__)
+def test_options_are_given_by_name(part: type) -> None:
+    parameters = inspect.signature(part).parameters.values()
+    assert [each.name for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD] == BY_POSITION[part]
 
 
 def test_every_default_is_pinned() -> None:

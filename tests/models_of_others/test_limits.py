@@ -171,7 +171,8 @@ def test_a_call_that_is_confined_starts_nothing_and_others_are_left_alone() -> N
         thread.start()
         thread.join()
     assert len(refused) == 6
-    assert "print('started')" in refused[0]
+    assert refused[:4] == [" ".join(command), " ".join(command), "true", "true"]
+    assert all("127.0.0.1" in where for where in refused[4:])
     assert others == ["started\n"]
     assert [vars(owner).get(name) for owner, name in (*confined.PROCESSES, *confined.NETWORK)] == before
 
