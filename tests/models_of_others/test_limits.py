@@ -108,6 +108,8 @@ def test_token_ids_beyond_the_embedding_are_refused_in_one_line(tmp_path: Path) 
         next(iter(loader([model], [[3, 64, 5] * 100])))
     with pytest.raises(BadInput, match=beyond):
         model.logits(torch.full((1, 4), 64), {})
+    with pytest.raises(BadInput, match="token id -1 "):
+        model.harvest(torch.tensor([[3, -1, 4]]), [RESIDUAL])
 
     small = load_language_model(str(saved_llama(tmp_path / "small", vocab_size=50)))
     large = load_language_model(str(saved_llama(tmp_path / "large")))

@@ -100,13 +100,13 @@ def test_wandb_has_the_null_too(ended) -> None:
 
 def test_a_new_run_keeps_no_null_of_the_one_it_replaces(ended, run_small, folder: Path, tmp_path: Path, capsys) -> None:
     """Another seed, with a null or without: nothing of the old null is used."""
-    given: dict[str, Any] = {"n_models": 2, **DIFFING, "null": control(folder)}
+    given: dict[str, Any] = {"n_models": 2, **DIFFING, "null": control(folder), "num_steps": 8}
     shutil.copytree(ended[0], tmp_path / "run")
     null = tmp_path / "run" / "null"
     old = (null / "coder" / "model.safetensors").read_bytes()
     run_small("feb_diffing_topk", **given, seed=1)
     assert (null / "coder" / "model.safetensors").read_bytes() != old
-    run_small("feb_diffing_topk", n_models=2, **DIFFING, seed=2)
+    run_small("feb_diffing_topk", n_models=2, **DIFFING, num_steps=8, seed=2)
     assert not null.exists()
     evaluate_command(["evaluate", str(tmp_path / "run"), "--splice-tokens", "0"])
     assert "The null's" not in capsys.readouterr().out
