@@ -82,7 +82,7 @@ def attribute_logits(
     if not sites or not all(isinstance(model, ReadOutModel) for model in models):
         return None
     W_LXoDo = coder.decoder.dense().detach() / coder.scale_out_Xo[..., None]
-    W_EMPD = W_LXoDo.cpu().double()[latents_E].reshape(len(latents_E), len(models), len(hookpoints), -1)
+    W_EMPD = W_LXoDo.cpu().double()[latents_E].reshape(-1, len(models), len(hookpoints), coder.decoder.d_out)
     W_EMPD = W_EMPD[:, :, [hookpoints.index(name) for name in sites]] * mean_E[:, None, None, None]
     ends: list[list[Tensor]] = []
     for m, model in enumerate(models):
