@@ -60,7 +60,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "metrics.DecoderCosine": {"model": 1, "other": 0},
     "metrics.DecoderNormRatio": {"model": 1, "other": 0},
     "metrics.FVU": {"sites": None},
-    "metrics.L0": {"n_shared": None, "per_site": None},
     "metrics.ReconstructionBias": {"sites": None},
     "metrics.delta_norm": {"model": 1, "other": 0},
     "metrics.relative_norm": {"model": 1, "other": 0},
@@ -106,7 +105,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "evaluation.LatentScaling.verdicts": {"candidates": 0.9, "nu_error": 0.2, "nu_recon": 0.5},
     "evaluation.LatentScaling.verdicts_L": {"nu_error": 0.2, "nu_recon": 0.5},
     "evaluation.attribute_logits": {"k": 8},
-    "evaluation.evaluate": {"n_tokens": 50_000},
+    "evaluation.measure_coder": {"n_tokens": 50_000},
     "evaluation.exclusivity": {"percentile": 99.0, "nu_error": 0.2, "nu_recon": 0.5},
     "evaluation.find_examples": {
         **{"n_strongest": 6, "n_random": 2, "n_tokens": 50_000, "before": 16, "after": 8, "seed": 0},
