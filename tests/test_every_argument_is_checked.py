@@ -39,7 +39,7 @@ NOT_POSITIVE, NEGATIVE, NOT_WHOLE = (0, -1.0, math.nan), (-1, math.nan), (0, -3)
 WRONG: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("c", "s", "target", "price", "variance", "threshold", "bandwidth"), NOT_POSITIVE),
     **dict.fromkeys(("value", "final"), NEGATIVE),
-    **dict.fromkeys(("anneal_steps", "ema_start"), (-1,)),
+    "ema_start": (-1,),
     **dict.fromkeys(("k", "n_latents", "dead_after_tokens", "after_tokens"), NOT_WHOLE),
     **dict.fromkeys(("every", "keep", "keep_every", "samples_every"), NOT_WHOLE),
     **dict.fromkeys(("n_shared", "model", "other", "steps", "num_steps", "warmup_steps", "decay_steps"), (-1,)),
@@ -47,7 +47,7 @@ WRONG: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("relative_norm", "nu_error", "nu_recon"), (-0.1, 1.1, math.nan)),
     "latents": (slice(0, 6, 2),),
     "ema_decay": (-0.1, 1.0, math.nan),
-    "k_start": (2,),
+    "start": NEGATIVE,
     **dict.fromkeys(("jumprelu", "activation", "shared", "exclusive"), (None, JumpReLU)),
     "activations": ([], [TopK]),
     "prefixes": ((), (3, 2), (2, 2), (0, 2)),

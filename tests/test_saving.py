@@ -161,7 +161,7 @@ def test_numbers_must_be_of_their_kind(tmp_path: Path) -> None:
     """Half a latent, a flag for a number or a word for a flag fail at once, not when first used."""
     save(sae(4, 6, BatchTopK(2)), tmp_path)
     content = json.loads((tmp_path / "coder.json").read_text())
-    for field, value in {"k": 2.5, "weighted": "false", "ema_decay": True, "anneal_steps": "3", "norm": "l3"}.items():
+    for field, value in {"k": 2.5, "weighted": "false", "ema_decay": True, "ema_start": "3", "norm": "l3"}.items():
         path = next(path for path in spec_paths(content) if path and path[-1] == field)
         (tmp_path / "coder.json").write_text(json.dumps(put_at(content, path, value)))
         with pytest.raises(NotLoadable, match=field):

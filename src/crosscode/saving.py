@@ -101,7 +101,7 @@ def _build(spec: Any, classes: dict[str, type]) -> Any:
     if isinstance(spec, dict) and set(spec) == {"class", "fields"} and isinstance(spec["fields"], dict):
         cls = _find_class(str(spec["class"]), classes)
         try:
-            fields = {str(name): _build(value, classes) for name, value in spec["fields"].items()}
+            fields = {str(name): _build(value, classes) for name, value in _as_written_now(spec["fields"]).items()}
             _check_types(cls, fields)
             return cls(**fields)
         except CrosscodeError as error:
@@ -110,6 +110,17 @@ def _build(spec: Any, classes: dict[str, type]) -> Any:
             why = first_line(error)
             raise NotLoadable(f"coder.json's fields do not fit {cls.__name__}: {why}") from error
     raise NotLoadable(f"coder.json holds something that is no spec: {str(spec)[:80]!r}.")
+
+
+def _as_written_now(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a part, of one that was saved when annealing of k was two fields beside it."""
+    if not {"k", "k_start", "anneal_steps"} <= fields.keys():
+        return fields
+    now = {name: value for name, value in fields.items() if name not in ("k_start", "anneal_steps")}
+    if fields["k_start"] is not None and fields["anneal_steps"]:
+        ramp = {"value": fields["k"], "steps": fields["anneal_steps"], "start": fields["k_start"]}
+        now["k"] = {"class": "crosscode.schedulers.LinearRamp", "fields": ramp}
+    return now
 
 
 PLAIN: dict[Any, tuple[type, ...]] = {int: (int,), float: (int, float), bool: (bool,), str: (str,)}

@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 
-from crosscode.checks import at_least, at_most
+from crosscode.checks import at_least, at_most, positive
 from crosscode.errors import BadInput
 
 Scheduler = Callable[[int], float]
@@ -40,13 +40,38 @@ class Constant:
 
 @attrs.frozen
 class LinearRamp:
-    """From 0 at step 0 to `value` at step `steps`, then constant: `value * min(1, step / steps)`."""
+    """From `start` at step 0 to `value` at step `steps`, then constant.
+
+    `start + (value - start) * min(1, step / steps)`: a penalty's ramp, or the annealing of k.
+    """
 
     value: float = attrs.field(converter=as_number, validator=not_negative)
     steps: int = attrs.field(validator=not_negative)
+    start: float = attrs.field(default=0.0, converter=as_number, validator=not_negative)
 
     def __call__(self, step: int) -> float:
-        return self.value if self.steps == 0 else self.value * min(1.0, step / self.steps)
+        done = 1.0 if self.steps == 0 else min(1.0, step / self.steps)
+        return self.start + (self.value - self.start) * done
+
+
+@attrs.frozen
+class ExponentialRamp:
+    """From `start` at step 0 to `value` at step `steps` by an equal factor each step, then constant.
+
+    `start * (value / start) ** min(1, step / steps)`; both are greater than 0.
+    """
+
+    value: float = attrs.field(converter=as_number)
+    steps: int = attrs.field(validator=not_negative)
+    start: float = attrs.field(converter=as_number)
+
+    def __attrs_post_init__(self) -> None:
+        positive("ExponentialRamp.value", self.value)
+        positive("ExponentialRamp.start", self.start)
+
+    def __call__(self, step: int) -> float:
+        done = 1.0 if self.steps == 0 else min(1.0, step / self.steps)
+        return self.value if done == 1.0 else float(self.start * (self.value / self.start) ** done)
 
 
 @attrs.frozen

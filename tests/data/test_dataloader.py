@@ -147,6 +147,76 @@ def test_resuming_harvests_two_blocks_again_and_no_more(loader, fake_model):
     assert len(model.harvested) <= 3 * data.harvests_per_block  # two, and one more if the batch crosses a unit
 
 
+CARRY = ("tokens", "positions", "documents", "sequences", "context")
+
+
+def test_what_is_carried_stays_with_its_token(loader, fake_model, tmp_path):
+    """Through the shuffle, a cache, epochs, reading ahead and a resume: ids, places, sequences and annotations."""
+
+    def new(order, ahead, cache):
+        harvester = Harvester(fake_model(), ["a", "b"], sequences_at_once=3, cache=cache)
+        annotate = {"weights": lambda harvest: harvest.tokens_N / 7 + harvest.positions_N}
+        more = {"order": order, "carry": CARRY, "annotate": annotate}
+        return loader(harvester=harvester, model=harvester.models[0], epochs=2, ahead=ahead, **more)
+
+    for order, ahead, cache in itertools.product(("shuffled", "sequences"), (0, 3), (None, ActivationCache(tmp_path))):
+        data = new(order, ahead, cache)
+        known = {
+            (int(s), int(p)): int(d)
+            for h in data.harvests()
+            for s, p, d in zip(h.sequences_N, h.positions_N, h.documents_N)
+        }
+        batches = iter(data)
+        served = [(batch, batches.cursor()) for batch in batches]
+        for batch, _ in served:
+            extra, x_BD = batch.extra, batch.inputs_BXiDi.flatten(1)
+            assert set(extra) == {*CARRY, "weights"}
+            assert torch.equal(extra["tokens"], x_BD[:, 0].long())
+            assert torch.equal(extra["positions"], x_BD[:, 1].long())
+            assert torch.equal(extra["weights"], extra["tokens"] / 7 + extra["positions"])
+            assert torch.equal(extra["context"][torch.arange(len(batch)), extra["positions"]], extra["tokens"])
+            places = zip(extra["sequences"].tolist(), extra["positions"].tolist())
+            assert [known[place] for place in places] == extra["documents"].tolist()
+        k = len(served) // 2
+        for batch, (expected, _) in zip(new(order, 0, None).iter_from(served[k - 1][1]), served[k:]):
+            assert torch.equal(batch.inputs_BXiDi, expected.inputs_BXiDi)
+            assert all(torch.equal(batch.extra[name], expected.extra[name]) for name in expected.extra)
+
+
+def test_batches_in_the_order_of_sequences_hold_neighbours(loader):
+    """Every token of a sequence right behind the one before it, and each token once an epoch."""
+    data = loader(7, order="sequences", carry=("sequences", "positions"), epochs=1)
+
+    extras = [batch.extra for batch in data]
+
+    sequences, positions = (torch.cat([extra[name] for extra in extras]) for name in ("sequences", "positions"))
+    same = sequences[1:] == sequences[:-1]
+    assert (positions[1:] > positions[:-1])[same].all()
+    assert len(set(sequences.tolist())) - 1 == int((~same).sum())
+    in_order = sorted((int(s), int(p)) for h in data.harvests() for s, p in zip(h.sequences_N, h.positions_N))
+    assert sorted(zip(sequences.tolist(), positions.tolist())) == in_order
+
+
+@pytest.mark.parametrize(
+    ("annotation", "message"),
+    [
+        (lambda harvest: 3.0, "annotate\\['weights'\\] gives must be a tensor with an entry for each token, got 3.0"),
+        (lambda harvest: torch.ones(2), "gives a tensor of shape \\(2,\\) for the .* tokens of a harvest"),
+    ],
+)
+def test_an_annotation_has_an_entry_for_each_token(loader, annotation, message):
+    with pytest.raises(BadInput, match=message):
+        next(iter(loader(annotate={"weights": annotation})))
+
+
+def test_a_name_that_no_batch_carries_is_told_with_the_close_one(loader):
+    """Where a loss asks for it."""
+    batch = next(iter(loader(carry=("tokens",))))
+
+    with pytest.raises(BadInput, match=r"carries no 'token': .* Did you mean 'tokens'\?"):
+        batch.extra["token"]
+
+
 def test_every_iteration_starts_at_the_first_token(loader):
     """Normalisation and calibration take nothing away from training (spec fault 42: not even one batch)."""
     data = loader()
@@ -258,6 +328,10 @@ def test_batches_are_float32_unless_another_dtype_is_asked_for(loader, fake_mode
         ({"reads": "a", "writes": ["b", "c"]}, "writes='c' is not among the harvested hookpoints"),
         ({"writes": "b"}, "writes='b' needs reads"),
         ({"reads": []}, "reads is empty"),
+        ({"carry": "token"}, r"carry='token' must be one of 'tokens', .* Did you mean 'tokens'\?"),
+        ({"order": "shuffle"}, r"order='shuffle' must be one of .* Did you mean 'shuffled'\?"),
+        ({"annotate": {"tokens": len}}, "annotate has 'tokens', which is a name of carry"),
+        ({"annotate": {"labels": 3}}, r"annotate\['labels'\] must be a function"),
     ],
 )
 def test_what_cannot_work_is_refused_before_any_harvest(loader, fake_model, options, message):

@@ -7,7 +7,6 @@ import torch
 from strategies import f64, put
 
 from crosscode.activations import BatchTopK, GroupMax, JumpReLU, Priced, ReLU, SeparateBudgets, TopK, step
-from crosscode.activations.topk import annealed_k
 from crosscode.batch import Batch
 from crosscode.checks import at_least, at_most, count, positive, share
 from crosscode.errors import BadInput
@@ -17,6 +16,7 @@ from crosscode.latents import Latents
 from crosscode.metrics import Dead, DecoderCosine, DecoderNormRatio, Density, measure
 from crosscode.models import DenseDecoder, DenseEncoder, SparseCoder, Trace, sae
 from crosscode.penalties import AuxK, ExpectedL0, PreActivation
+from crosscode.schedulers import LinearRamp
 
 exactly = pytest.approx
 
@@ -104,10 +104,10 @@ def test_from_which_step_on_thresholds_are_averaged(num_steps: int, at: int, dec
 
 def test_k_is_annealed_from_its_start_to_its_end() -> None:
     """At step 0 the start, at the last annealing step k, rounded between, and never 0; a constant k stays."""
-    assert [annealed_k(2, 7, 4, t) for t in (0, 1, 3, 4, 5)] == [7, 6, 3, 2, 2]
-    assert annealed_k(1, 1, 10, 5) == 1
-    assert [annealed_k(3, None, 4, 0), annealed_k(3, 9, 0, 0)] == [3, 3]
-    for activation in (TopK(2, k_start=4, anneal_steps=2), BatchTopK(2, k_start=4, anneal_steps=2)):
+    assert [TopK(LinearRamp(2, 4, start=7)).k_at(t) for t in (0, 1, 3, 4, 5)] == [7, 6, 3, 2, 2]
+    assert TopK(LinearRamp(0, 2, start=1)).k_at(9) == 1
+    assert TopK(LinearRamp(3, 0, start=9)).k_at(0) == 3
+    for activation in (kind(LinearRamp(2, 2, start=4)) for kind in (TopK, BatchTopK, GroupMax)):
         for at, k in ((0, 4), (1, 3), (2, 2)):
             activation.at_step(at, 10)
             assert activation.k_now == k

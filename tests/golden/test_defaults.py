@@ -19,13 +19,13 @@ FOLDERS = (
 ALL = slice(None)
 DEFAULTS: dict[str, dict[str, Any]] = {
     "activations.BatchTopK": {
-        **{"weighted": True, "norm": "l1_of_l2", "k_start": None, "anneal_steps": 0},
+        **{"weighted": True, "norm": "l1_of_l2"},
         **{"ema_decay": 0.999, "ema_start": 1000},
     },
     "activations.GroupMax": {"weighted": True, "norm": "l1_of_l2"},
     # January 2025 update, as ported: e^0.1, a window of 2, every parameter reached
     "activations.JumpReLU": {"threshold": 1.105, "bandwidth": 2.0, "ste_to_input": True, "parametrisation": "log"},
-    "activations.TopK": {"weighted": True, "norm": "l1_of_l2", "k_start": None, "anneal_steps": 0},
+    "activations.TopK": {"weighted": True, "norm": "l1_of_l2"},
     "activations.step": {"ste_to_input": False},  # Rajamanoharan et al. 2024
     "models.CausalDecoder": {"bias": True, "widths_Xo": None},
     "models.DenseDecoder": {"bias": True, "widths_Xo": None, "mask": None},
@@ -35,7 +35,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "models.SharedDecoder": {"bias": True, "widths_Xo": None},
     "models.SparseCoder": {"skip": None},
     "models.SparseCoder.activate": {"sparse": False},
-    "models.Trace.of": {"tokens_since_fired_L": None, "sparse": False},
+    "models.Trace": {"step": 0, "num_steps": 0},
+    "models.Trace.of": {"tokens_since_fired_L": None, "sparse": False, "step": 0, "num_steps": 0},
     "models.acausal_crosscoder": {"widths_X": None},
     "models.compound_cross_layer_transcoder": {"skip": False, "d_out": None, "widths_Xi": None, "widths_Xo": None},
     "models.cross_layer_transcoder": {"skip": False, "skip_targets": (0,), "widths_Xi": None, "widths_Xo": None},
@@ -64,11 +65,13 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "metrics.delta_norm": {"model": 1, "other": 0},
     "metrics.relative_norm": {"model": 1, "other": 0},
     "schedulers.Cosine": {"final": 0.0},
+    "schedulers.LinearRamp": {"start": 0.0},
     "schedulers.WarmupStableDecay": {"warmup_steps": 0, "decay_steps": 0},
     "training.ClipNorm": {"max_norm": 1.0},  # every public crosscoder trainer
-    "training.TrainState": {"step": 0, "tokens": 0, "density": 1.0, "sparse": False},
+    "training.TrainState": {"step": 0, "tokens": 0, "density": 1.0, "sparse": False, "stopped": False},
     "training.Trainer": {
         **{"init": (), "accumulate": 1, "gradients": (ClipNorm(1.0),), "constraints": (), "callbacks": ()},
+        **{"interventions": (), "metrics": ()},
         **{"held_out": None, "precision": "fp32"},
     },
     "training.Trainer.initialize": {"data": None},
@@ -82,7 +85,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "data.ActivationCache": {"max_bytes": None, "dtype": None},
     "data.Dataloader": {
         **{"batch_size": 2048, "shuffle_buffer": 65_536, "seed": 0, "squeeze": False, "dtype": torch.float32},
-        **{"reads": None, "writes": None, "epochs": None, "ahead": None},
+        **{"reads": None, "writes": None, "epochs": None, "ahead": None, "order": "shuffled", "carry": ()},
     },
     "data.Harvest": {"not_finite": None},
     "data.Harvester": {

@@ -2,8 +2,8 @@
 
 import pytest
 
-from crosscode.activations.topk import annealed_k
-from crosscode.schedulers import LinearRamp, WarmupStableDecay
+from crosscode.activations import BatchTopK, GroupMax, TopK
+from crosscode.schedulers import ExponentialRamp, LinearRamp, WarmupStableDecay
 
 
 def test_learning_rate_warms_up_and_decays() -> None:
@@ -18,8 +18,11 @@ def test_penalty_weights_ramp_from_zero() -> None:
 
 
 def test_k_is_annealed() -> None:
-    """From 10 to 2 over 4 steps."""
-    assert [annealed_k(2, 10, 4, t) for t in range(6)] == [10, 8, 6, 4, 2, 2]
+    """From 10 to 2 over 4 steps: linearly, and by halves and thirds."""
+    for activation in (TopK, BatchTopK, GroupMax):
+        assert [activation(LinearRamp(2, 4, start=10)).k_at(t) for t in range(6)] == [10, 8, 6, 4, 2, 2]
+        assert [activation(ExponentialRamp(2, 4, start=32)).k_at(t) for t in range(6)] == [32, 16, 8, 4, 2, 2]
+        assert activation(7).k_at(3) == 7
 
 
 @pytest.mark.parametrize("step", [0, 100])

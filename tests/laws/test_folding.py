@@ -6,12 +6,13 @@ from jaxtyping import Float
 from strategies import PRODUCT, SHAPES, in_eval_mode, random_batch, random_coder
 from torch import Tensor, nn
 
-from crosscode.activations import Activation, BatchTopK, TopK
+from crosscode.activations import Activation, BatchTopK, GroupMax, TopK
 from crosscode.errors import BadInput
 from crosscode.initialization import AnthropicTranspose
 from crosscode.latents import Latents
 from crosscode.models import SparseCoder, combined_norm_L, sae
 from crosscode.module import module
+from crosscode.schedulers import LinearRamp
 
 
 @pytest.mark.parametrize(("shape", "activation"), PRODUCT)
@@ -72,10 +73,10 @@ def test_latents_without_a_decoder_take_nobodys_place(activation: str) -> None:
     torch.testing.assert_close(folded(x_BXiDi), coder(x_BXiDi))
 
 
-@pytest.mark.parametrize("activation", [TopK, BatchTopK])
+@pytest.mark.parametrize("activation", [TopK, BatchTopK, GroupMax])
 def test_annealing_is_where_it_was(activation: type) -> None:
     """A coder folded in the middle of a run keeps as many latents as the one it was made of."""
-    coder = sae(4, 12, activation(2, k_start=8, anneal_steps=10)).double()
+    coder = sae(4, 12, activation(LinearRamp(2, 10, start=8))).double()
     AnthropicTranspose(1.0)(coder, [])
     coder.encoder.b_enc_L.data.fill_(5)
     coder.activation.at_step(0, 20)

@@ -219,7 +219,7 @@ def test_durations(seconds: float, said: str, tmp_path: Path) -> None:
 
 def test_the_scheme_is_told_part_by_part(tmp_path: Path) -> None:
     """As the configuration has it; what is not there is not told."""
-    part = {"type": "TopK", "k": 3, "weighted": True, "k_start": None, "annealed": False}
+    part = {"type": "TopK", "k": 3, "weighted": True, "norm": None, "annealed": False}
     configuration = {
         "model": {"encoder": part, "activation": part, "decoder": part, "skip": None},
         "loss": {"type": "SummedSquaredError"},

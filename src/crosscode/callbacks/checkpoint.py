@@ -62,8 +62,9 @@ class Checkpoint:
         self._trainers.append(trainer)
 
     def __call__(self, trainer: Trainer, report: StepReport) -> None:
-        if report.step % self.every == 0 and report.step < trainer.num_steps:
-            self._save_after(trainer)
+        due = report.step % self.every == 0 and not all(each.is_done for each in self._trainers)
+        if due and all(each.state.step == report.step or each.is_done for each in self._trainers):
+            self._save()
 
     def on_trained(self, trainer: Trainer) -> None:
         """A checkpoint of the last step, from which thresholds can be calibrated again."""
@@ -98,9 +99,14 @@ class Checkpoint:
             self._saved = None
 
     def _save_after(self, trainer: Trainer) -> None:
-        """Save, if all trainers are through with the step and it has not been saved."""
-        step = trainer.state.step
-        if trainer is not self._trainers[-1] or step == self._saved:
+        """Save once all trainers have come to this moment."""
+        if trainer is self._trainers[-1]:
+            self._save()
+
+    def _save(self) -> None:
+        """Save, if this step has not been saved."""
+        step = max(each.state.step for each in self._trainers)
+        if step == self._saved:
             return
         self.wait()
         snapshot = Snapshot.of(self._trainers)

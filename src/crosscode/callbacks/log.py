@@ -60,7 +60,7 @@ class Log:
     Args:
         sinks: one sink, or several.
         every: steps between rows; the first and the last step are always written.
-        metrics: measured on the last micro-batch of a written step.
+        metrics: measured on the last micro-batch of a written step, and beside them the trainer's own.
         samples_every: steps between histograms, which are costlier.
     """
 
@@ -80,7 +80,7 @@ class Log:
             sink.open(trainer)
 
     def __call__(self, trainer: Trainer, report: StepReport) -> None:
-        if report.step % self.every and report.step not in (1, trainer.num_steps):
+        if report.step % self.every and report.step != 1 and not trainer.is_done:
             return
         numbers = {
             "loss": float(report.loss),
@@ -93,10 +93,10 @@ class Log:
         }
         if report.gradient_norm is not None:
             numbers["gradient_norm"] = float(report.gradient_norm)
-        measured = measure(self.metrics, [report.trace])
+        measured = measure((*self.metrics, *trainer.metrics), [report.trace])
         samples = {f"train/{name}": value for name, value in measured.items() if isinstance(value, Tensor)}
         numbers |= {name: value for name, value in measured.items() if not isinstance(value, Tensor)}
-        show_samples = report.step % self.samples_every == 0 or report.step == trainer.num_steps
+        show_samples = report.step % self.samples_every == 0 or trainer.is_done
         for sink in self.sinks:
             sink.write(
                 report.step,

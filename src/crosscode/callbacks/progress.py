@@ -37,13 +37,13 @@ class ProgressBar:
 
     def __call__(self, trainer: Trainer, report: StepReport) -> None:
         due = report.step % self.every == 0 and time.monotonic() - self._refreshed >= self.seconds
-        if due or report.step == trainer.num_steps:
+        if due or trainer.is_done:
             numbers = measure([FVU(), L0()], [report.trace])
             shown = {"loss": float(report.loss), "L0": numbers["l0/mean"], "FVU": numbers["fvu/pooled"]}
             self._bar.set_postfix({name: f"{value:.4g}" for name, value in shown.items()}, refresh=False)
             self._refreshed = time.monotonic()
         self._bar.update(1)
-        if report.step == trainer.num_steps and trainer.model.activation.needs_calibration:
+        if trainer.is_done and trainer.model.activation.needs_calibration:
             self._bar.set_description("setting thresholds")
 
     def on_end(self, trainer: Trainer) -> None:

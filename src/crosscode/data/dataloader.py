@@ -15,14 +15,15 @@ import os
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from crosscode.batch import Batch
+from crosscode.checks import function, instance, one_of
 from crosscode.data.ahead import ReadAhead
 from crosscode.data.documents import Place
 from crosscode.data.harvester import Harvest, Harvester, finite_enough
@@ -75,6 +76,24 @@ class Sites:
         return (x.squeeze(1) if self.drop_models else x).contiguous()
 
 
+Annotation = Callable[[Harvest], Tensor]
+Rows = dict[str, Tensor]
+"""What is known of some tokens: tensors with one axis of tokens, and among them the activations."""
+
+ACTS = "activations"
+CARRIED: Mapping[str, Callable[[Harvest], Tensor]] = {
+    "tokens": lambda harvest: harvest.tokens_N,
+    "positions": lambda harvest: harvest.positions_N,
+    "documents": lambda harvest: harvest.documents_N,
+    "sequences": lambda harvest: harvest.sequences_N,
+    "context": lambda harvest: harvest.context_NS,
+}
+
+
+def _names_to_carry(names: str | Sequence[str]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
 @attrs.frozen(eq=False, slots=False)
 class Dataloader:
     """Shuffled batches of raw activations; every iteration starts at the first token again.
@@ -96,6 +115,13 @@ class Dataloader:
         seed: of the order of tokens.
         reads, writes: hookpoints (a name or a list of them) that are read and that must be written; see above.
         squeeze: drop crosscoding axes of one entry when autoencoding.
+        order: of tokens: `shuffled`, or `sequences`, one sequence of the text after the other, for terms that compare
+            neighbours. Sequences then come in the order of `sequences`; batches are cut where they are full.
+        carry: what of each token batches carry in their `extra`, by name: `tokens` (its id),
+            `positions` (in its sequence), `documents`, `sequences` (as numbers), and `context`, all token ids of its
+            sequence.
+        annotate: what else they carry: functions of a `Harvest` to one number, or a row of them, for each of its
+            tokens, such as labels or weights. They are told by name and shape only, so they must give the same again.
         epochs: how often the text is gone through, each time in a new order; None is forever.
         dtype: of the batches.
         ahead: how many batches may wait while a thread makes the next: training and harvesting then overlap. 0 makes
@@ -105,7 +131,8 @@ class Dataloader:
 
     Raises:
         BadInput: sequences beyond the context of any of the models, batch larger than the shuffle buffer or than the
-            data, unknown `reads` or `writes`, nothing left after masking, a cursor that is none.
+            data, unknown `reads`, `writes` or `carry`, nothing left after masking, a cursor that is none, an annotation
+            that is no tensor of as many tokens as its harvest.
     """
 
     sequences: TokenSequences
@@ -116,6 +143,9 @@ class Dataloader:
     reads: str | Sequence[str] | None = attrs.field(default=None, kw_only=True)
     writes: str | Sequence[str] | None = attrs.field(default=None, kw_only=True)
     squeeze: bool = attrs.field(default=False, kw_only=True)
+    order: Literal["shuffled", "sequences"] = attrs.field(default="shuffled", kw_only=True)
+    carry: tuple[str, ...] = attrs.field(default=(), kw_only=True, converter=_names_to_carry)
+    annotate: Mapping[str, Annotation] = attrs.field(factory=dict, kw_only=True)
     epochs: int | None = attrs.field(default=None, kw_only=True)
     dtype: torch.dtype = attrs.field(default=torch.float32, kw_only=True)
     ahead: int | None = attrs.field(default=None, kw_only=True)
@@ -134,6 +164,14 @@ class Dataloader:
                 f"batch_size={self.batch_size} is larger than shuffle_buffer={self.shuffle_buffer}, "
                 "from which batches are drawn."
             )
+        one_of("order", self.order, ("shuffled", "sequences"))
+        for name in self.carry:
+            one_of("carry", name, CARRIED)
+        instance("annotate", self.annotate, Mapping, "a dictionary of functions of a Harvest, by name")
+        for name, annotation in self.annotate.items():
+            function(f"annotate[{name!r}]", annotation)
+            if name in (*CARRIED, ACTS):
+                raise BadInput(f"annotate has {name!r}, which is a name of carry: give it another.")
         if self.reads is None and self.writes is not None:
             raise BadInput(f"writes={self.writes!r} needs reads: which hookpoints is it computed from?")
         for model in self.harvester.models:
@@ -214,10 +252,27 @@ class Dataloader:
         harvest = self.harvester.sequences_at_once * self.sequences.sequence_length
         return math.ceil(self.harvests_per_block * harvest / self.batch_size)
 
-    def batch(self, acts_BMPD: Float[Tensor, "B M P D"]) -> Batch:
-        """Inputs and targets of some tokens."""
+    def batch(self, acts_BMPD: Float[Tensor, "B M P D"], extra: Mapping[str, Tensor] | None = None) -> Batch:
+        """Inputs and targets of some tokens, and what is carried of them."""
         inputs = self._inputs.of(acts_BMPD)
-        return Batch.autoencode(inputs) if self.writes is None else Batch(inputs, self._targets.of(acts_BMPD))
+        return Batch(inputs, inputs if self.writes is None else self._targets.of(acts_BMPD), extra or {})
+
+    def rows(self, harvest: Harvest) -> Rows:
+        """What batches hold of a harvest's tokens: activations, and what is carried.
+
+        Raises:
+            BadInput: an annotation is no tensor of as many tokens.
+        """
+        rows = {ACTS: harvest.acts_NMPD, **{name: CARRIED[name](harvest) for name in self.carry}}
+        for name, annotation in self.annotate.items():
+            rows[name] = annotation(harvest)
+            instance(f"what annotate[{name!r}] gives", rows[name], Tensor, "a tensor with an entry for each token")
+            if rows[name].shape[:1] != (len(harvest),):
+                raise BadInput(
+                    f"annotate[{name!r}] gives a tensor of shape {tuple(rows[name].shape)} for the {len(harvest)} "
+                    "tokens of a harvest."
+                )
+        return rows
 
     def _sites(self, argument: str, names: str | Sequence[str] | None) -> Sites:
         known = self.harvester.hookpoints
@@ -346,11 +401,11 @@ class Block:
 def _batches(loader: Dataloader, at: Cursor, stopped: Callable[[], bool]) -> Generator[tuple[Batch, Cursor]]:
     """Every batch from a cursor on, with the cursor behind it; none once it is stopped."""
     B = loader.batch_size
-    batch_BMPD: Tensor | None = None
+    batch: Rows = {}
     filled = 0
     while loader.epochs is None or at.epoch < loader.epochs:
         from_the_start, n_epoch = at.unit == 0 and at.offset == 0, 0
-        for ring_RMPD, slots_N, place, block in _units(loader, at, stopped):
+        for ring, slots_N, place, block in _units(loader, at, stopped):
             n_epoch += len(slots_N)
             at.bad_rows = max(at.bad_rows, block.bad_rows)  # an epoch meets again those of the one before
             if at.offset == 0:  # else it was counted before the cursor was taken
@@ -362,15 +417,15 @@ def _batches(loader: Dataloader, at: Cursor, stopped: Callable[[], bool]) -> Gen
                     f"{len(slots_N)} tokens: other data?"
                 )
             while at.offset < len(slots_N):
-                if batch_BMPD is None:
-                    batch_BMPD = torch.empty(B, *ring_RMPD.shape[1:], dtype=loader.dtype, device=ring_RMPD.device)
-                take_N = slots_N[at.offset : at.offset + B - filled].to(ring_RMPD.device)
-                batch_BMPD[filled : filled + len(take_N)] = ring_RMPD[take_N]
+                batch = batch or _room(ring, B, loader.dtype)
+                take_N = slots_N[at.offset : at.offset + B - filled]
+                for name, rows_B in batch.items():
+                    rows_B[filled : filled + len(take_N)] = ring[name][take_N.to(ring[name].device)]
                 filled += len(take_N)
                 at.offset += len(take_N)
                 if filled == B:
-                    yield loader.batch(batch_BMPD), attrs.evolve(at, place=place)
-                    batch_BMPD, filled = None, 0
+                    yield _made(loader, batch, B), attrs.evolve(at, place=place)
+                    batch, filled = {}, 0
             at.unit, at.offset = at.unit + 1, 0
         if stopped():
             return
@@ -382,13 +437,27 @@ def _batches(loader: Dataloader, at: Cursor, stopped: Callable[[], bool]) -> Gen
         if from_the_start and n_epoch < B:
             raise BadInput(f"batch_size={B} is larger than the data: {n_epoch} tokens after masking.")
         at.epoch, at.unit, at.offset, at.place = at.epoch + 1, 0, 0, None
-    if batch_BMPD is not None and filled:
-        yield loader.batch(batch_BMPD[:filled]), attrs.evolve(at)
+    if filled:
+        yield _made(loader, batch, filled), attrs.evolve(at)
+
+
+def _room(like: Rows, n: int, dtype: torch.dtype | None = None) -> Rows:
+    """Uninitialised rows for `n` tokens; of another dtype those of the activations."""
+    return {
+        name: rows_N.new_empty(n, *rows_N.shape[1:], dtype=dtype if name == ACTS else None)
+        for name, rows_N in like.items()
+    }
+
+
+def _made(loader: Dataloader, rows: Rows, n: int) -> Batch:
+    """A batch of the first rows."""
+    extra = {name: rows_B[:n] for name, rows_B in rows.items() if name != ACTS}
+    return loader.batch(rows[ACTS][:n], extra)
 
 
 def _units(
     loader: Dataloader, at: Cursor, stopped: Callable[[], bool]
-) -> Iterator[tuple[Float[Tensor, "R2 M P D"], Tensor, Place, "Block"]]:
+) -> Iterator[tuple[Rows, Tensor, Place, "Block"]]:
     """From unit `at.unit` of the epoch on: the ring, the slots of it that are served, in order, from where to read
     again to come to the same unit, and what was left out of the unit's own block."""
     h, H = loader.harvests_per_block, loader.harvester.sequences_at_once
@@ -397,30 +466,38 @@ def _units(
     first = max(unit - 1, 0)
     sequences = loader.sequences.iter_from(first * h * H, epoch, at.place)
     harvests = loader.harvester.over(sequences)
-    ring_RMPD: Tensor | None = None
+    ring: Rows = {}
     n_previous = 0
     block = first
     while True:
         n_current, more, left_out = 0, False, Block()
         for harvest in islice(harvests, h):
             more = True
-            if ring_RMPD is None:
-                ring_RMPD = harvest.acts_NMPD.new_empty(2 * R, *harvest.acts_NMPD.shape[1:])
+            rows = loader.rows(harvest)
+            ring = ring or _room(rows, 2 * R)
             start = (block % 2) * R + n_current
-            ring_RMPD[start : start + len(harvest)] = harvest.acts_NMPD
+            for name, rows_N in rows.items():
+                ring[name][start : start + len(harvest)] = rows_N
             n_current += len(harvest)
             left_out = Block(left_out.counts + harvest.counts, harvest.not_finite or left_out.not_finite)
             if stopped():
                 return
-        if ring_RMPD is None:
+        if not ring:
             return
         if block >= unit:
-            which_N, index_N = unit_order(n_previous, n_current, loader.seed, epoch, block)
-            # Block u lies in half u % 2 of the ring: 1 in `which_N` is this block, 0 the one before.
-            slots_N = ((which_N + block + 1) % 2) * R + index_N
+            slots_N = _slots(loader, n_previous, n_current, R, epoch, block)
             left_out = attrs.evolve(left_out, bad_rows=sequences.bad_rows)
-            yield ring_RMPD, slots_N, sequences.place_of(max(block - 1, 0) * h * H), left_out
+            yield ring, slots_N, sequences.place_of(max(block - 1, 0) * h * H), left_out
         if not more:
             return
         n_previous = n_current
         block += 1
+
+
+def _slots(loader: Dataloader, n_previous: int, n_current: int, R: int, epoch: int, block: int) -> Int[Tensor, " N"]:
+    """The slots of the ring that a unit serves, in order: block u lies in half u % 2."""
+    if loader.order == "sequences":
+        return (block % 2) * R + torch.arange(n_current)
+    which_N, index_N = unit_order(n_previous, n_current, loader.seed, epoch, block)
+    # 1 in `which_N` is this block, 0 the one before.
+    return ((which_N + block + 1) % 2) * R + index_N

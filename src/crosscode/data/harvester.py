@@ -39,6 +39,8 @@ class Harvest:
         positions_N: place in the sequence, from 0.
         documents_N: index of the document in the source; negative for tokens that were added.
         sequences_N: index of the sequence in the unshuffled stream.
+        tokens_HS: token ids of the sequences, left-out ones included; if not given, each token is a sequence.
+        rows_N: which of those sequences each token is in.
         counts: the kept tokens, and those left out, by reason.
         not_finite: where the first token was whose activations are not finite; None if all are.
     """
@@ -48,6 +50,12 @@ class Harvest:
     positions_N: Int[Tensor, " N"]
     documents_N: Int[Tensor, " N"]
     sequences_N: Int[Tensor, " N"]
+    tokens_HS: Int[Tensor, "H S"] = attrs.field(
+        default=attrs.Factory(lambda self: self.tokens_N[:, None], takes_self=True), kw_only=True
+    )
+    rows_N: Int[Tensor, " N"] = attrs.field(
+        default=attrs.Factory(lambda self: torch.arange(len(self)), takes_self=True), kw_only=True
+    )
     counts: TokenCounts = attrs.field(
         default=attrs.Factory(lambda self: TokenCounts(kept=len(self)), takes_self=True), kw_only=True
     )
@@ -55,6 +63,11 @@ class Harvest:
 
     def __len__(self) -> int:
         return self.acts_NMPD.shape[0]
+
+    @property
+    def context_NS(self) -> Int[Tensor, "N S"]:
+        """All token ids of each token's sequence."""
+        return self.tokens_HS[self.rows_N]
 
 
 def _tuple_of_models(models: "LanguageModel | Sequence[LanguageModel]") -> tuple[LanguageModel, ...]:
@@ -182,6 +195,8 @@ class Harvester:
             positions_N=repeat(torch.arange(S), "S -> H S", H=H)[kept_HS],
             documents_N=documents_HS[kept_HS],
             sequences_N=repeat(sequences_H, "H -> H S", S=S)[kept_HS],
+            tokens_HS=tokens_HS,
+            rows_N=kept_HS.nonzero()[:, 0],
             counts=TokenCounts(*fate_HS.flatten().bincount(minlength=PADDED)[:PADDED].tolist()),
             not_finite=example,
         )

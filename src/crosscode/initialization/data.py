@@ -101,12 +101,11 @@ class Remembered:
 
     def _keep(self, batch: Batch) -> Batch:
         inputs_BXiDi = self._inputs.copy_of(batch.inputs_BXiDi)
-        self._bytes += inputs_BXiDi.nbytes
-        if batch.targets_BXoDo is batch.inputs_BXiDi:
-            return Batch.autoencode(inputs_BXiDi)
-        targets_BXoDo = self._targets.copy_of(batch.targets_BXoDo)
-        self._bytes += targets_BXoDo.nbytes
-        return Batch(inputs_BXiDi, targets_BXoDo)
+        same = batch.targets_BXoDo is batch.inputs_BXiDi
+        targets_BXoDo = inputs_BXiDi if same else self._targets.copy_of(batch.targets_BXoDo)
+        self._bytes += inputs_BXiDi.nbytes + (0 if same else targets_BXoDo.nbytes)
+        self._bytes += sum(tensor.nbytes for tensor in batch.extra.values())
+        return attrs.evolve(batch, inputs_BXiDi=inputs_BXiDi, targets_BXoDo=targets_BXoDo)
 
 
 class _Block:

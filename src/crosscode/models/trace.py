@@ -1,6 +1,7 @@
 """`Trace`: all that a loss, a penalty or a metric may look at."""
 
 from functools import cached_property
+from typing import Any
 
 import attrs
 import torch
@@ -23,6 +24,9 @@ class Trace:
         targets_BXoDo: scaled targets.
         latents: codes of the batch.
         tokens_since_fired_L: for how many tokens each latent has been silent, this batch included once observed.
+        batch: the raw activations, and in its `extra` what else the data carries of each token.
+        step: optimizer steps done before this one; 0 outside of training.
+        num_steps: of the whole run; 0 outside of training.
     """
 
     model: SparseCoder
@@ -30,6 +34,11 @@ class Trace:
     targets_BXoDo: Float[Tensor, "B *Xo Do"]
     latents: Latents
     tokens_since_fired_L: Int[Tensor, " L"]
+    batch: Batch = attrs.field(
+        default=attrs.Factory(lambda self: Batch(self.inputs_BXiDi, self.targets_BXoDo), takes_self=True), kw_only=True
+    )
+    step: int = attrs.field(default=0, kw_only=True)
+    num_steps: int = attrs.field(default=0, kw_only=True)
 
     @classmethod
     def of(
@@ -38,6 +47,8 @@ class Trace:
         batch: Batch,
         tokens_since_fired_L: Int[Tensor, " L"] | None = None,
         sparse: bool = False,
+        step: int = 0,
+        num_steps: int = 0,
     ) -> "Trace":
         """Run one forward pass on raw activations.
 
@@ -46,6 +57,7 @@ class Trace:
             batch: raw activations, on the coder's device.
             tokens_since_fired_L: counters of silence; zeros (nothing is dead) if not given.
             sparse: whether codes that travel in either form are to be sparse.
+            step, num_steps: where in a run of how many steps this is, for terms that change over it.
 
         Raises:
             BadInput: the batch does not have the coder's shapes.
@@ -58,7 +70,13 @@ class Trace:
         latents = model.activate(inputs_BXiDi, sparse)
         if tokens_since_fired_L is None:
             tokens_since_fired_L = torch.zeros(model.n_latents, dtype=torch.int64, device=model.device)
-        return cls(model, inputs_BXiDi, targets_BXoDo, latents, tokens_since_fired_L)
+        place: dict[str, Any] = {"batch": batch, "step": step, "num_steps": num_steps}
+        return cls(model, inputs_BXiDi, targets_BXoDo, latents, tokens_since_fired_L, **place)
+
+    @property
+    def progress(self) -> float:
+        """The share of the run that is done: `step / num_steps`; 1 outside of training."""
+        return self.step / self.num_steps if self.num_steps else 1.0
 
     def __len__(self) -> int:
         return len(self.inputs_BXiDi)

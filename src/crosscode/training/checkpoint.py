@@ -93,7 +93,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             "optimizer": join_optimizer(load_file(folder / OPTIMIZER), state["optimizer"]),
             "tokens_since_fired_L": extra["tokens_since_fired_L"],
             "rng": extra["rng"],
-            "progress": {name: state["progress"][name] for name in PROGRESS},
+            "progress": {name: {"stopped": False, **state["progress"]}[name] for name in PROGRESS},
         }
     except (OSError, SafetensorError, *DAMAGE) as error:
         raise DamagedCheckpoint(f"{folder} cannot be read: {type(error).__name__}: {error}") from error

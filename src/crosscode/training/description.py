@@ -62,8 +62,9 @@ def describe(part: object) -> Any:
     if isinstance(part, torch.dtype | torch.device):
         return str(part).removeprefix("torch.")
     if isinstance(part, torch.optim.Optimizer):
-        defaults = {name: value for name, value in part.defaults.items() if name != "lr"}
-        return {"type": type(part).__name__, **{name: describe(value) for name, value in defaults.items()}}
+        defaults = {name: describe(value) for name, value in part.defaults.items() if name != "lr"}
+        multipliers = [describe(group.get("lr_multiplier", 1.0)) for group in part.param_groups]
+        return {"type": type(part).__name__, **defaults, "lr_multipliers": multipliers}
     if attrs.has(type(part)):
         return _fields(part)
     name = getattr(part, "__qualname__", None)

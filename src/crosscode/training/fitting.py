@@ -8,7 +8,14 @@ from torch import Tensor
 
 from crosscode.training.trainer import PROGRESS, Trainer
 
-KINDS: Mapping[str, type] = {"step": int, "tokens": int, "density": float, "sparse": bool, "cursor": dict}
+KINDS: Mapping[str, type] = {
+    "step": int,
+    "tokens": int,
+    "density": float,
+    "sparse": bool,
+    "cursor": dict,
+    "stopped": bool,
+}
 LARGEST = 2**63
 
 
@@ -54,7 +61,8 @@ def _kinds(group: Any) -> Any:
     """What a group's values are, and which parameters it holds."""
     if not isinstance(group, dict):
         return None
-    return {name: value if name == "params" else _kind(value) for name, value in group.items()}
+    configured = {name: value for name, value in group.items() if name != "lr_multiplier"}
+    return {name: value if name == "params" else _kind(value) for name, value in configured.items()}
 
 
 def _kind(value: Any) -> Any:

@@ -25,7 +25,7 @@ class Snapshot:
     """A checkpoint that is still in memory: nothing that training does changes it.
 
     Attributes:
-        step: optimizer steps done.
+        step: optimizer steps done; of several trainers, by the one that has not stopped.
         tensors: what each safetensors file holds.
         texts: what each JSON file holds.
     """
@@ -58,7 +58,7 @@ class Snapshot:
             }
             texts[folder + SPEC] = spec_text(trainer.model)
             texts[folder + STATE] = json.dumps(state, indent=2) + "\n"
-        return cls(trainers[0].state.step, tensors, texts)
+        return cls(max(trainer.state.step for trainer in trainers), tensors, texts)
 
 
 def folders(n_trainers: int) -> Iterator[str]:

@@ -27,6 +27,7 @@ class TrainState:
         density: share of latents x tokens, in the last batch, whose value or gradient could differ from 0.
         sparse: whether the next step's codes are sparse, where the activation leaves the choice.
         cursor: where in the data the next batch begins; empty at the very beginning.
+        stopped: whether no further step is to be made (`Trainer.stop`).
     """
 
     tokens_since_fired_L: Int[Tensor, " L"]
@@ -35,6 +36,7 @@ class TrainState:
     density: float = 1.0
     sparse: bool = False
     cursor: dict[str, Any] = attrs.field(factory=dict)
+    stopped: bool = False
 
     @classmethod
     def fresh(cls, n_latents: int, device: torch.device) -> "TrainState":

@@ -2,7 +2,8 @@
 
 weights of penalties at this step
 for each micro-batch:  scale, encode, activate -> observe who fired -> decode -> loss + sum of penalties -> backward
-gradient transforms -> learning rate -> optimizer step -> constraints -> callbacks are shown a `StepReport`
+gradient transforms -> learning rate -> optimizer step -> constraints -> interventions
+callbacks are shown a `StepReport`
 """
 
 import copy
@@ -25,6 +26,7 @@ from crosscode.initialization import InitStrategy
 from crosscode.initialization.data import Remembered
 from crosscode.kernels.allocator import keep_freed_memory, return_freed_memory
 from crosscode.losses import LossFn
+from crosscode.metrics import Metric
 from crosscode.models import SparseCoder, Trace
 from crosscode.module import fields_of
 from crosscode.order import check_order
@@ -35,10 +37,12 @@ from crosscode.training.calibration import calibrate
 from crosscode.training.finite import check_batch, check_gradients, check_rate, check_terms, check_weights
 from crosscode.training.gradients import ClipNorm, Constraint, GradientTransform
 from crosscode.training.interrupt import deferred_interrupts
+from crosscode.training.silence import check_can_fire, check_sign, tell_of_silence
 from crosscode.training.state import TrainState
 
 Precision = Literal["fp32", "bf16"]
 WEIGHTS_CHECKED_EVERY = 100  # steps; most weights that are not finite show in the loss at once
+SILENCE_TOLD_AFTER = 100  # steps in which nothing fires
 
 
 @attrs.frozen
@@ -60,7 +64,7 @@ class Weighted:
 
 @attrs.frozen(eq=False)
 class StepReport:
-    """What one step did. Callbacks observe it; they never steer.
+    """What one step did. Callbacks observe it; what changes a coder between steps is an intervention.
 
     Attributes:
         step: optimizer steps done, this one included.
@@ -84,8 +88,9 @@ class StepReport:
 
 
 Callback = Callable[["Trainer", StepReport], None]
+Intervention = Callable[["Trainer", StepReport], None]
 
-PROGRESS = ("step", "tokens", "density", "sparse", "cursor")
+PROGRESS = ("step", "tokens", "density", "sparse", "cursor", "stopped")
 
 
 def _a_coder(model: SparseCoder) -> SparseCoder:
@@ -104,16 +109,22 @@ class Trainer:
         penalties: named penalties and their weights; the names are those of the curves.
         init: strategies run in order before the first step (not after a resume); one that would undo what an earlier
             one did is refused (`crosscode.order`).
-        optimizer: over the coder's parameters; a parameter group may carry an `lr_multiplier`.
+        optimizer: over the coder's parameters; a parameter group may carry an `lr_multiplier`, a number or a function
+            of the step.
         lr: learning rate, a number or a function of the step.
         num_steps: optimizer steps of the whole run.
         accumulate: micro-batches per step. Per-token terms equal the large batch's; BatchTopK's selection, AuxK and
             other batch-level terms act per micro-batch.
         gradients: transforms of gradients, in order.
         constraints: what holds of parameters before the first step and after every one.
+        interventions: what changes the coder or the optimizer's moments between steps, such as resampling: called with
+            the trainer and the `StepReport` after every step, before any callback sees or saves it. What they do
+            follows from the trainer's state and torch's generator, which a resume restores.
+        metrics: measured beside the recipe's own, in every curve (`Log`).
         callbacks: shown a `StepReport` after every step; may have `on_start`, `on_trained` (after the last step, before
             thresholds are calibrated), `on_finish`, `on_interrupt` and `on_end`, each called with the trainer, and a
-            `phase` that its time counts for (`crosscode.phases`).
+            `phase` that its time counts for (`crosscode.phases`). One may call `trainer.stop()`; list it before the
+            `Log`, which then writes the last step.
         held_out: data that final thresholds are calibrated on; the training data if not given.
         precision: `bf16` computes the dense products in bfloat16, with float32 masters and thresholds.
         state: what a run knows; made fresh if not given.
@@ -136,6 +147,8 @@ class Trainer:
     accumulate: int = 1
     gradients: Sequence[GradientTransform] = (ClipNorm(1.0),)
     constraints: Sequence[Constraint] = ()
+    interventions: Sequence[Intervention] = ()
+    metrics: Sequence[Metric] = ()
     callbacks: Sequence[Callback] = ()
     held_out: Iterable[Batch] | None = None
     precision: Precision = "fp32"
@@ -148,8 +161,11 @@ class Trainer:
         function("loss", self.loss)
         instance("penalties", self.penalties, Mapping, "a dictionary of Weighted penalties by name")
         instance("optimizer", self.optimizer, torch.optim.Optimizer, "an optimizer over model.parameters()")
-        for name in ("init", "gradients", "constraints", "callbacks"):
+        for name in ("init", "gradients", "constraints", "interventions", "callbacks"):
             functions(name, getattr(self, name))
+        instance("metrics", self.metrics, Sequence, "a list of metrics, such as [L0()]")
+        for i, metric in enumerate(self.metrics):
+            instance(f"metrics[{i}]", metric, Metric, "a metric, such as L0()")
         instance("held_out", self.held_out, Iterable | None, "re-iterable batches, or None")
         count("num_steps", self.num_steps)
         count("accumulate", self.accumulate)
@@ -180,7 +196,7 @@ class Trainer:
             check_coder = getattr(part, "check_coder", None)
             if check_coder is not None:
                 check_coder(self.model)
-        for name in ("init", "gradients", "constraints", "callbacks"):
+        for name in ("init", "gradients", "constraints", "interventions", "callbacks"):
             check_order(name, getattr(self, name))
         for constraint in self.constraints:
             check_start = getattr(constraint, "check_start", None)
@@ -191,7 +207,7 @@ class Trainer:
         """What is made for one coder, by name: all parts but callbacks, of which only the metrics are."""
         yield "loss", self.loss
         yield from ((f"penalty {name!r}", weighted.penalty) for name, weighted in self.penalties.items())
-        for name in ("init", "gradients", "constraints"):
+        for name in ("init", "gradients", "constraints", "interventions", "metrics"):
             yield from ((f"{name}[{i}]", part) for i, part in enumerate(getattr(self, name)))
         for i, callback in enumerate(self.callbacks):
             yield from ((f"callbacks[{i}]", metric) for metric in getattr(callback, "metrics", ()))
@@ -247,6 +263,7 @@ class Trainer:
                 constraint(self.model)
             self._check_optimizer()
             check_weights(0, self.model, "after initialising")
+            check_can_fire(self.model)
 
     def finish(self, data: Iterable[Batch] | None = None) -> None:
         """What a trained coder needs: calibrated thresholds, eval mode.
@@ -289,7 +306,16 @@ class Trainer:
             bf16 = torch.autocast(model.device.type, torch.bfloat16, enabled=self.precision == "bf16")
             with phase("forward"), bf16:
                 check_batch(state.step, batch, self.data)
-                trace = Trace.of(model, batch.to(model.device), state.tokens_since_fired_L, state.sparse)
+                trace = Trace.of(
+                    model,
+                    batch.to(model.device),
+                    state.tokens_since_fired_L,
+                    state.sparse,
+                    step=state.step,
+                    num_steps=self.num_steps,
+                )
+                if state.step == 0:
+                    check_sign(trace)
                 state.observe(trace.latents)
                 terms = {"reconstruction": _scalar("loss", self.loss(trace))}
                 # A penalty of weight 0 is computed for its curve, without a graph; last, because what it is the first
@@ -309,7 +335,7 @@ class Trainer:
         with phase("optimizer"):
             gradient_norm = self._transform_gradients()
             for group in self.optimizer.param_groups:
-                group["lr"] = lr * group.get("lr_multiplier", 1.0)
+                group["lr"] = lr * self._multiplier(group)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             for constraint in self.constraints:
@@ -319,7 +345,32 @@ class Trainer:
         state.choose_codes(model.activation, trace.latents)
         state.step += 1
         total = sums.pop("")
-        return StepReport(state.step, state.tokens, total, sums, weights, lr, gradient_norm, trace)
+        report = StepReport(state.step, state.tokens, total, sums, weights, lr, gradient_norm, trace)
+        if state.step % SILENCE_TOLD_AFTER == 0:
+            tell_of_silence(state, SILENCE_TOLD_AFTER * n_tokens)
+        if self.interventions:
+            with torch.no_grad():
+                for intervention in self.interventions:
+                    intervention(self, report)
+            self._check_optimizer()
+        return report
+
+    def stop(self) -> None:
+        """Make no further step: thresholds are calibrated and the run ends as if its last step had been made.
+
+        For callbacks that decide it. Of several trainers that train together the others go on.
+        """
+        self.state.stopped = True
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the last step has been made."""
+        return self.state.stopped or self.state.step >= self.num_steps
+
+    def _multiplier(self, group: Mapping[str, Any]) -> float:
+        """What a parameter group multiplies the learning rate by, now."""
+        multiplier = as_scheduler(group.get("lr_multiplier", 1.0))
+        return check_rate(self.state.step, "lr_multiplier", multiplier(self.state.step))
 
     def _switch_optimizer(self, mode: Literal["train", "eval"]) -> None:
         # Schedule-free optimizers train at one point and are evaluated at another: the latter stands between steps.
@@ -369,9 +420,12 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes: model, optimizer, state, data cursor and random state."""
+        optimizer = self.optimizer.state_dict()
+        for group in optimizer["param_groups"]:
+            group.pop("lr_multiplier", None)  # configuration, and no state
         return {
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer,
             "tokens_since_fired_L": self.state.tokens_since_fired_L,
             "progress": {name: copy.copy(getattr(self.state, name)) for name in PROGRESS},
             "rng": torch.get_rng_state(),
@@ -380,10 +434,13 @@ class Trainer:
     def load_state_dict(self, parts: Mapping[str, Any]) -> None:
         """Continue from what `state_dict` gave."""
         self.model.load_state_dict(parts["model"])
+        multipliers = [group.get("lr_multiplier", 1.0) for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(parts["optimizer"])
+        for group, multiplier in zip(self.optimizer.param_groups, multipliers):
+            group["lr_multiplier"] = multiplier
         self.state.tokens_since_fired_L.copy_(parts["tokens_since_fired_L"])
-        for name in PROGRESS:
-            setattr(self.state, name, copy.copy(parts["progress"][name]))
+        for name, value in parts["progress"].items():
+            setattr(self.state, name, copy.copy(value))
         torch.set_rng_state(parts["rng"].cpu())
 
 
@@ -454,7 +511,8 @@ def train_together(trainers: Sequence[Trainer]) -> list[SparseCoder]:
         for name in ("num_steps", "accumulate"):
             if getattr(trainer, name) != getattr(first, name):
                 raise BadInput(f"trainers differ in {name}: {getattr(first, name)} and {getattr(trainer, name)}.")
-        if trainer.state.cursor != first.state.cursor or trainer.state.step != first.state.step:
+        at_other_steps = trainer.state.step != first.state.step and not (trainer.state.stopped or first.state.stopped)
+        if trainer.state.cursor != first.state.cursor or at_other_steps:
             raise BadInput("trainers are at different places in the data: resume all from the same step.")
     remembered = Remembered(first.data)
     for trainer in trainers:
@@ -467,13 +525,14 @@ def train_together(trainers: Sequence[Trainer]) -> list[SparseCoder]:
                 _tell(callback, "on_start", trainer)
                 started.append((trainer, callback))
         with deferred_interrupts() as interrupt, closing(first.batches()) as batches:
-            while first.state.step < first.num_steps:
+            while running := [trainer for trainer in trainers if not trainer.is_done]:
                 with phase("data"):
                     micro_batches = list(islice(batches, first.accumulate))
                 if not micro_batches:
                     break  # the data ended cleanly
                 for trainer in trainers:
-                    trainer.state.cursor = dict(first.state.cursor)
+                    trainer.state.cursor = dict(first.state.cursor)  # of one that has stopped too: they resume as one
+                for trainer in running:
                     report = trainer.step(micro_batches)
                     for callback in trainer.callbacks:
                         with phase(getattr(callback, "phase", "other")):
@@ -481,7 +540,7 @@ def train_together(trainers: Sequence[Trainer]) -> list[SparseCoder]:
                 if interrupt.signal is not None:
                     for trainer in trainers:
                         trainer.tell("on_interrupt")
-                    interrupt.leave_after(first.state.step)
+                    interrupt.leave_after(max(trainer.state.step for trainer in trainers))
             batches.close()  # before other data is harvested
             for trainer in trainers:
                 trainer.tell("on_trained")
@@ -490,7 +549,7 @@ def train_together(trainers: Sequence[Trainer]) -> list[SparseCoder]:
                 shared = trainer.calibration_data is first.calibration_data
                 trainer.finish(remembered if shared else None)
                 trainer.tell("on_finish")
-            interrupt.leave_after(first.state.step)
+            interrupt.leave_after(max(trainer.state.step for trainer in trainers))
     finally:
         return_freed_memory()
         with ExitStack() as ending:  # all that have started, in their order, though one of them fails
