@@ -137,7 +137,7 @@ def splice(
     instance("data", data, TextAndModels, "text with the models, such as a Dataloader")
     assert isinstance(data, TextAndModels)
     _check_shapes(coder, data)
-    models = [_spliceable(model) for model in data.harvester.models]
+    models = [spliceable(model) for model in data.harvester.models]
     counts = TokenCounts()
     with in_eval_mode(coder), torch.no_grad():
         ablated_MPD = _mean_activations(data, n_tokens) if ablation == "mean" else _zeros(data)
@@ -173,7 +173,12 @@ def _check_shapes(coder: SparseCoder, data: TextAndModels) -> None:
             raise BadInput(f"coder {verb} activations of shape {ours} but the data has {its}.")
 
 
-def _spliceable(model: object) -> SpliceableModel:
+def spliceable(model: object) -> SpliceableModel:
+    """A model that can be run on with other activations.
+
+    Raises:
+        BadInput: it cannot.
+    """
     if not isinstance(model, SpliceableModel):
         lacking = ", ".join(missing(model, SpliceableModel))
         raise BadInput(f"model {getattr(model, 'name', model)!r} has no {lacking}: it can only be harvested.")

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 
@@ -57,15 +57,20 @@ def dataloader_of(trainer: Trainer, run: RunOptions) -> Dataloader:
 
 
 def held_out_of(coder: SparseCoder, run: RunOptions) -> Dataloader:
-    """Held-out batches of the shape that the coder reads and writes, made of the run's options.
+    """Held-out batches of the shape that the coder reads and writes; see `data_of`."""
+    return data_of(coder, run, "held_out")
+
+
+def data_of(coder: SparseCoder, run: RunOptions, split: Literal["train", "held_out"]) -> Dataloader:
+    """Batches of the shape that the coder reads and writes, made of the run's options.
 
     Raises:
         BadInput: the options stand for other activations: the coder was trained on data of its recipe's own.
     """
-    loader = run.dataloader("held_out")
+    loader = run.dataloader(split)
     wanted = (coder.encoder.in_dims, coder.decoder.out_dims)
     if (loader.in_dims, loader.out_dims) != wanted and len(run.models) == 1:
-        loader = run.dataloader("held_out", one_site=False)
+        loader = run.dataloader(split, one_site=False)
     made = (loader.in_dims, loader.out_dims)
     if made != wanted:
         raise BadInput(
