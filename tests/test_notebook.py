@@ -219,6 +219,8 @@ def test_the_runs_parts_are_there(run: Run) -> None:
     assert run.exclusivity is None
     assert set(run.exclusive("tuned")) <= {0, 1, 2, 3}, "those that the first model is not written"
     assert run.exclusive("tuned")
+    assert set(run.one_sided("tuned", 4)) <= {0, 1, 2, 3}
+    assert run.one_sided("base", L)[::-1] == run.one_sided("tuned", L)
     assert run.tokenizer is run.models["base"].tokenizer
 
 

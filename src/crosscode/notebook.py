@@ -16,7 +16,7 @@ from typing import Any
 import attrs
 import torch
 from einops import einsum
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from crosscode.checks import at_least, at_most, count, one_of
@@ -189,14 +189,40 @@ class Run:
         """Cut-offs from the null, calls and rates of false positives; None without a null."""
         return self.saved.exclusivity
 
+    def one_sided(self, model: str, most: int = 10) -> list[int]:
+        """The latents that lean furthest towards one of the first two models, by their share of the decoder norms.
+
+        Of those that fired on held-out text and are not shared or dedicated by construction; the furthest first.
+
+        Raises:
+            BadInput: no such model, the run has not been evaluated, or its coder does not write two models.
+        """
+        count("most", most)
+        return self._towards(model, self.saved.eligible_L())[:most]
+
     def exclusive(self, model: str) -> list[int]:
-        """The latents called exclusive to one of the first two models, the most one-sided first."""
-        one_of("model", model, self.saved.models[:2])
-        m = self.saved.models.index(model)
-        share_L = self.evaluation.latents["relative_norm_L"] if self.saved.compares_models else torch.zeros(0)
-        called = self.saved.exclusive_L(m).nonzero()[:, 0]
-        order = share_L[called].argsort(descending=m == 1, stable=True)
-        return [int(latent) for latent in called[order]]
+        """The latents called exclusive to one of the first two models, the most one-sided first.
+
+        By the null's cut-offs where the run has a null, else by the classical ones; confirmed by latent scaling.
+
+        Raises:
+            BadInput: as of `one_sided`.
+        """
+        m = _place("model", model, self._compared)
+        return self._towards(model, self.saved.exclusive_L(m))
+
+    @property
+    def _compared(self) -> list[str]:
+        if not self.saved.compares_models:
+            raise BadInput(f"{str(self.folder)!r} is of a coder that does not write two models side by side.")
+        return self.saved.models[:2]
+
+    def _towards(self, model: str, of_L: Bool[Tensor, " L"]) -> list[int]:
+        """Some latents, those first of whose decoder norms a model has most."""
+        towards = _place("model", model, self._compared) == 1
+        latents = of_L.nonzero()[:, 0]
+        order = self.evaluation.latents["relative_norm_L"][latents].argsort(descending=towards, stable=True)
+        return [int(latent) for latent in latents[order]]
 
     # --- where latents fire ------------------------------------------------------------------------------------------
 
