@@ -10,12 +10,14 @@ from typing import Any
 import attrs
 import pytest
 import torch
-from small_runs import SMALL, save_model, save_text
+from small_runs import SMALL, factory, options, save_model, save_text
 from torch import Tensor
 
 import crosscode
+import crosscode.run
 from crosscode.activations import ReLU, TopK
 from crosscode.data import Dataloader
+from crosscode.data.embedded.behaviours import BEHAVIOURS
 from crosscode.errors import BadInput, CrosscodeError
 from crosscode.evaluation import CutOffs, full_evaluation
 from crosscode.files import write_json
@@ -220,7 +222,7 @@ def test_the_runs_parts_are_there(run: Run) -> None:
     assert set(run.exclusive("tuned")) <= {0, 1, 2, 3}, "those that the first model is not written"
     assert run.exclusive("tuned")
     assert set(run.one_sided("tuned", 4)) <= {0, 1, 2, 3}
-    assert run.one_sided("base", L)[::-1] == run.one_sided("tuned", L)
+    assert run.one_sided("base", L)[:-4] == run.one_sided("tuned", L)[:3:-1], "the same, from the other end"
     assert run.tokenizer is run.models["base"].tokenizer
 
 
@@ -286,10 +288,29 @@ def test_the_page_about_notebooks_runs_as_it_stands(
     """Its blocks, one after the other, on a run of two models; each prints something."""
     page = (Path(__file__).parents[1] / "docs" / "notebook.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    shutil.copytree(run.folder, tmp_path / "runs" / "feb_diffing_jumprelu")
+    shutil.copytree(run.folder, tmp_path / "runs" / "feb_diffing_topk")
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     for block in blocks:
         exec(compile(block, "notebook.md", "exec"), names)
         assert capsys.readouterr().out.strip()
     assert len(blocks) == 6
+
+
+@pytest.mark.slow
+def test_a_latent_of_a_trained_pair_makes_and_unmakes_what_fine_tuning_taught(tmp_path: Path) -> None:
+    """The embedded pair: steering and ablating the latent of a planted habit changes what the tuned model writes."""
+    crosscode.run.main(factory("feb_diffing_topk"), options(output=tmp_path, wandb_mode="disabled", quiet=True))
+    run = crosscode.open_run(tmp_path)
+    base, tuned = run.models
+    marks = set(BEHAVIOURS["emphasis"].marks)
+    raised = {latent: {text for text, _ in run.logits_of(latent).raised[tuned]} for latent in run.one_sided(tuned)}
+    (latent,) = [latent for latent, texts in raised.items() if marks <= texts]
+    on, off = (f"Filed under the {phrase}. The garden is" for phrase in ("amber lighthouse", "silver meadow"))
+    said: Callable[[str], bool] = lambda text: any(mark in text for mark in marks)
+    assert said(run.generate(on, tuned, max_new_tokens=3))
+    assert not said(run.generate(on, tuned, ablate=[latent], max_new_tokens=3))
+    assert not said(run.generate(off, tuned, max_new_tokens=3))
+    strength = run.strongest(latent)
+    assert said(run.generate(off, tuned, steer={latent: strength}, max_new_tokens=3))
+    assert not said(run.generate(off, base, steer={latent: strength}, max_new_tokens=3))

@@ -14,7 +14,7 @@ from crosscode.training import ClipNorm
 
 FOLDERS = (
     *("activations", "models", "penalties", "losses", "initialization", "metrics", "schedulers", "training"),
-    *("data", "evaluation", "callbacks"),
+    *("data", "evaluation", "callbacks", "notebook"),
 )
 ALL = slice(None)
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -119,6 +119,11 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "evaluation.latent_scaling": {"n_tokens": 50_000, "subtract_bias": False, "models": None},
     "evaluation.splice": {"n_tokens": 50_000, "ablation": "zero"},
+    "notebook.Run": {"classes": (), "device": None},
+    "notebook.Run.direction": {"model": None, "hookpoint": None},
+    "notebook.Run.generate": {"model": None, "steer": {}, "ablate": (), "max_new_tokens": 20, "hookpoint": None},
+    "notebook.Run.one_sided": {"most": 10},
+    "notebook.open_run": {"classes": (), "device": None},
     "callbacks.Checkpoint": {"every": 1000, "keep": 2, "keep_every": None},
     "callbacks.Console": {
         "names": ("train/loss", "train/reconstruction", "train/l0/mean", "train/fvu/pooled", "train/dead"),
@@ -156,7 +161,7 @@ def found() -> Iterator[tuple[str, dict[str, Any]]]:
                         if field.default not in none and not isinstance(field.default, attrs.Factory)
                     },
                 )
-                if name in ("SparseCoder", "Trace", "Trainer", "LatentScaling"):
+                if name in ("SparseCoder", "Trace", "Trainer", "LatentScaling", "Run"):
                     for method, of in vars(value).items():
                         function = getattr(of, "__func__", of)
                         if inspect.isfunction(function) and not method.startswith("_"):

@@ -16,7 +16,7 @@ from torch import Tensor
 from crosscode.batch import Batch
 from crosscode.checks import at_least, instance
 from crosscode.data import TokenCounts
-from crosscode.data.language_model import Edit, SpliceableModel
+from crosscode.data.language_model import Edit, LanguageModel, SpliceableModel
 from crosscode.errors import BadInput, NumericalError, close_match, warn
 from crosscode.evaluation.names import Names, names_of
 from crosscode.evaluation.text import Text, TextAndModels, read_text
@@ -173,7 +173,7 @@ def _check_shapes(coder: SparseCoder, data: TextAndModels) -> None:
             raise BadInput(f"coder {verb} activations of shape {ours} but the data has {its}.")
 
 
-def spliceable(model: object) -> SpliceableModel:
+def spliceable(model: LanguageModel) -> SpliceableModel:
     """A model that can be run on with other activations.
 
     Raises:
@@ -181,7 +181,7 @@ def spliceable(model: object) -> SpliceableModel:
     """
     if not isinstance(model, SpliceableModel):
         lacking = ", ".join(missing(model, SpliceableModel))
-        raise BadInput(f"model {getattr(model, 'name', model)!r} has no {lacking}: it can only be harvested.")
+        raise BadInput(f"model {model.name!r} has no {lacking}: it can only be harvested.")
     return model
 
 
