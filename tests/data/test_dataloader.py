@@ -157,9 +157,10 @@ def test_what_is_carried_stays_with_its_token(loader, fake_model, tmp_path):
         harvester = Harvester(fake_model(), ["a", "b"], sequences_at_once=3, cache=cache)
         annotate = {"weights": lambda harvest: harvest.tokens_N / 7 + harvest.positions_N}
         more = {"order": order, "carry": CARRY, "annotate": annotate}
-        return loader(harvester=harvester, model=harvester.models[0], epochs=2, ahead=ahead, **more)
+        return loader(20, n_documents=8, harvester=harvester, model=harvester.models[0], epochs=2, ahead=ahead, **more)
 
-    for order, ahead, cache in itertools.product(("shuffled", "sequences"), (0, 3), (None, ActivationCache(tmp_path))):
+    ways = ((0, None), (3, ActivationCache(tmp_path)))
+    for order, (ahead, cache) in itertools.product(("shuffled", "sequences"), ways):
         data = new(order, ahead, cache)
         known = {
             (int(s), int(p)): int(d)
@@ -183,18 +184,24 @@ def test_what_is_carried_stays_with_its_token(loader, fake_model, tmp_path):
             assert all(torch.equal(batch.extra[name], expected.extra[name]) for name in expected.extra)
 
 
-def test_batches_in_the_order_of_sequences_hold_neighbours(loader):
-    """Every token of a sequence right behind the one before it, and each token once an epoch."""
-    data = loader(7, order="sequences", carry=("sequences", "positions"), epochs=1)
+@settings(max_examples=10, deadline=None)
+@given(st.integers(8, 60), st.integers(60, 200), st.integers(1, 3))
+def test_batches_in_the_order_of_sequences_hold_whole_ones(loader, batch_size, shuffle_buffer, H):
+    """Each sequence in one batch, its tokens in order, as many sequences as fit; every token once an epoch."""
+    given = {"order": "sequences", "carry": ("sequences", "positions"), "epochs": 1, "shuffle_buffer": shuffle_buffer}
+    data = loader(batch_size, n_documents=15, H=H, **given)
 
-    extras = [batch.extra for batch in data]
+    served = [list(zip(batch.extra["sequences"].tolist(), batch.extra["positions"].tolist())) for batch in data]
 
-    sequences, positions = (torch.cat([extra[name] for extra in extras]) for name in ("sequences", "positions"))
-    same = sequences[1:] == sequences[:-1]
-    assert (positions[1:] > positions[:-1])[same].all()
-    assert len(set(sequences.tolist())) - 1 == int((~same).sum())
     in_order = sorted((int(s), int(p)) for h in data.harvests() for s, p in zip(h.sequences_N, h.positions_N))
-    assert sorted(zip(sequences.tolist(), positions.tolist())) == in_order
+    assert sorted(itertools.chain(*served)) == in_order
+    per_sequence = [
+        [len(list(g)) for _, g in itertools.groupby(places, key=lambda place: place[0])] for places in served
+    ]
+    for places, lengths, following in zip(served, per_sequence, [*per_sequence[1:], [batch_size + 1]]):
+        assert len(lengths) == len({s for s, _ in places})
+        assert all(one < two for one, two in itertools.pairwise(places) if one[0] == two[0])
+        assert len(places) <= batch_size < len(places) + following[0]
 
 
 @pytest.mark.parametrize(
@@ -329,6 +336,7 @@ def test_batches_are_float32_unless_another_dtype_is_asked_for(loader, fake_mode
         ({"writes": "b"}, "writes='b' needs reads"),
         ({"reads": []}, "reads is empty"),
         ({"carry": "token"}, r"carry='token' must be one of 'tokens', .* Did you mean 'tokens'\?"),
+        ({"order": "sequences", "batch_size": 7}, "batch_size=7 is smaller than sequence_length=8: with order="),
         ({"order": "shuffle"}, r"order='shuffle' must be one of .* Did you mean 'shuffled'\?"),
         ({"annotate": {"tokens": len}}, "annotate has 'tokens', which is a name of carry"),
         ({"annotate": {"labels": 3}}, r"annotate\['labels'\] must be a function"),

@@ -168,7 +168,9 @@ def test_initialising_takes_nothing_away_from_training() -> None:
     def strategy(coder: SparseCoder, data: object) -> None:
         first.append(next(iter(data)))
 
-    trainer = a_trainer(data=data, init=[strategy, NormalizeActivations(n_tokens=40), strategy], num_steps=3)
+    trainer = a_trainer(
+        data=data, init=[strategy, NormalizeActivations(n_tokens=40), strategy, AnthropicTranspose()], num_steps=3
+    )
     reports = Reports()
     trainer.callbacks = [reports]
     trainer.train()

@@ -115,8 +115,8 @@ class Dataloader:
         seed: of the order of tokens.
         reads, writes: hookpoints (a name or a list of them) that are read and that must be written; see above.
         squeeze: drop crosscoding axes of one entry when autoencoding.
-        order: of tokens: `shuffled`, or `sequences`, one sequence of the text after the other, for terms that compare
-            neighbours. Sequences then come in the order of `sequences`; batches are cut where they are full.
+        order: of tokens: `shuffled`, or `sequences`, one sequence of the text after the other, for terms that look at
+            neighbours. Batches are then of whole sequences, as many as `batch_size` tokens hold.
         carry: what of each token batches carry in their `extra`, by name: `tokens` (its id),
             `positions` (in its sequence), `documents`, `sequences` (as numbers), and `context`, all token ids of its
             sequence.
@@ -165,6 +165,11 @@ class Dataloader:
                 "from which batches are drawn."
             )
         one_of("order", self.order, ("shuffled", "sequences"))
+        if self.order == "sequences" and self.batch_size < self.sequences.sequence_length:
+            raise BadInput(
+                f"batch_size={self.batch_size} is smaller than sequence_length={self.sequences.sequence_length}: with "
+                "order='sequences' a batch is of whole sequences."
+            )
         for name in self.carry:
             one_of("carry", name, CARRIED)
         instance("annotate", self.annotate, Mapping, "a dictionary of functions of a Harvest, by name")
@@ -401,7 +406,7 @@ def _batches(loader: Dataloader, at: Cursor, stopped: Callable[[], bool]) -> Gen
     filled = 0
     while loader.epochs is None or at.epoch < loader.epochs:
         from_the_start, n_epoch = at.unit == 0 and at.offset == 0, 0
-        for ring, slots_N, place, block in _units(loader, at, stopped):
+        for ring, (slots_N, cuts_C), place, block in _units(loader, at, stopped):
             n_epoch += len(slots_N)
             at.bad_rows = max(at.bad_rows, block.bad_rows)  # an epoch meets again those of the one before
             if at.offset == 0:  # else it was counted before the cursor was taken
@@ -413,14 +418,16 @@ def _batches(loader: Dataloader, at: Cursor, stopped: Callable[[], bool]) -> Gen
                     f"{len(slots_N)} tokens: other data?"
                 )
             while at.offset < len(slots_N):
-                batch = batch or _room(ring, B, loader.dtype)
                 take_N = slots_N[at.offset : at.offset + B - filled]
+                if cuts_C is not None:
+                    take_N = take_N[: _whole(cuts_C, at.offset, len(take_N))]
+                batch = batch or _room(ring, B, loader.dtype)
                 for name, rows_B in batch.items():
                     rows_B[filled : filled + len(take_N)] = ring[name][take_N.to(ring[name].device)]
                 filled += len(take_N)
                 at.offset += len(take_N)
-                if filled == B:
-                    yield _made(loader, batch, B), attrs.evolve(at, place=place)
+                if filled == B or len(take_N) == 0:
+                    yield _made(loader, batch, filled), attrs.evolve(at, place=place)
                     batch, filled = {}, 0
             at.unit, at.offset = at.unit + 1, 0
         if stopped():
@@ -451,11 +458,17 @@ def _made(loader: Dataloader, rows: Rows, n: int) -> Batch:
     return loader.batch(rows[ACTS][:n], extra)
 
 
+def _whole(cuts_C: Int[Tensor, " C"], offset: int, n: int) -> int:
+    """How many of the next `n` tokens are of whole sequences."""
+    at_most = int(torch.searchsorted(cuts_C, offset + n, right=True))
+    return max(0, int(cuts_C[at_most - 1]) - offset) if at_most else 0
+
+
 def _units(
     loader: Dataloader, at: Cursor, stopped: Callable[[], bool]
-) -> Iterator[tuple[Rows, Tensor, Place, "Block"]]:
-    """From unit `at.unit` of the epoch on: the ring, the slots of it that are served, in order, from where to read
-    again to come to the same unit, and what was left out of the unit's own block."""
+) -> Iterator[tuple[Rows, "Served", Place, "Block"]]:
+    """From unit `at.unit` of the epoch on: the ring, the slots of it that are served, from where to read again to come
+    to the same unit, and what was left out of the unit's own block."""
     h, H = loader.harvests_per_block, loader.harvester.sequences_at_once
     R = h * H * loader.sequences.sequence_length
     epoch, unit = at.epoch, at.unit  # the caller moves `at`
@@ -467,6 +480,7 @@ def _units(
     block = first
     while True:
         n_current, more, left_out = 0, False, Block()
+        lengths: list[Tensor] = []
         for harvest in islice(harvests, h):
             more = True
             rows = loader.rows(harvest)
@@ -475,25 +489,35 @@ def _units(
             for name, rows_N in rows.items():
                 ring[name][start : start + len(harvest)] = rows_N
             n_current += len(harvest)
+            lengths.append(harvest.rows_N.unique_consecutive(return_counts=True)[1])
             left_out = Block(left_out.counts + harvest.counts, harvest.not_finite or left_out.not_finite)
             if stopped():
                 return
         if not ring:
             return
         if block >= unit:
-            slots_N = _slots(loader, n_previous, n_current, R, epoch, block)
+            served = _served(loader, n_previous, lengths, R, epoch, block)
             left_out = attrs.evolve(left_out, bad_rows=sequences.bad_rows)
-            yield ring, slots_N, sequences.place_of(max(block - 1, 0) * h * H), left_out
+            yield ring, served, sequences.place_of(max(block - 1, 0) * h * H), left_out
         if not more:
             return
         n_previous = n_current
         block += 1
 
 
-def _slots(loader: Dataloader, n_previous: int, n_current: int, R: int, epoch: int, block: int) -> Int[Tensor, " N"]:
-    """The slots of the ring that a unit serves, in order: block u lies in half u % 2."""
+Served = tuple[Int[Tensor, " N"], Int[Tensor, " C"] | None]
+"""Slots of the ring, in order, and behind how many of them each sequence ends; None where sequences are mixed."""
+
+
+def _served(loader: Dataloader, n_previous: int, lengths: Sequence[Tensor], R: int, epoch: int, block: int) -> Served:
+    """What a unit serves of the ring, given the numbers of kept tokens of its block's sequences.
+
+    Block u lies in half u % 2.
+    """
+    cuts_C = torch.cat([torch.zeros(0, dtype=torch.long), *lengths]).cumsum(0)
+    n_current = int(cuts_C[-1]) if len(cuts_C) else 0
     if loader.order == "sequences":
-        return (block % 2) * R + torch.arange(n_current)
+        return (block % 2) * R + torch.arange(n_current), cuts_C
     which_N, index_N = unit_order(n_previous, n_current, loader.seed, epoch, block)
     # 1 in `which_N` is this block, 0 the one before.
-    return ((which_N + block + 1) % 2) * R + index_N
+    return ((which_N + block + 1) % 2) * R + index_N, None

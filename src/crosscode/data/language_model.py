@@ -78,7 +78,7 @@ class SpliceableModel(LanguageModel, Protocol):
         """Logits of a whole forward pass with an edit at each of some hookpoints, called as the pass reaches it.
 
         An edit must not change the tensor that it is shown. No edits give the model's own logits, and so do edits
-        that return what they were shown.
+        that return what they were shown. Gradients reach what edits return, where they are asked for, and no weight.
         """
         ...
 

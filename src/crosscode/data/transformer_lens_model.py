@@ -214,7 +214,6 @@ class TransformerLensModel:
             self._run(tokens_HS, [(hookpoint, taking(p)) for p, hookpoint in enumerate(hookpoints)])
         return acts_HSPD
 
-    @torch.no_grad()
     def logits(self, tokens_HS: Int[Tensor, "H S"], edits: Mapping[str, Edit]) -> Float[Tensor, "H S V"]:
         for hookpoint in edits:
             _ = self.width(hookpoint)
@@ -229,7 +228,7 @@ class TransformerLensModel:
 
     @cached_property
     def hf_model(self) -> Any:
-        """The Hugging Face model, weights included, under its default attention; nothing of it is changed."""
+        """The Hugging Face model, weights included, under its default attention; none of its weights is trained."""
         try:
             with confined(network=not self._local), quiet("transformers", "root"), _without_conversion():
                 model: Any = _auto_class(self.name, self.config).from_pretrained(
@@ -243,7 +242,7 @@ class TransformerLensModel:
             raise CrosscodeError(
                 f"the weights of model {self.name!r} could not be read: {first_line(error)}"
             ) from error
-        return model.to(self.device).eval()
+        return model.to(self.device).eval().requires_grad_(False)
 
     @cached_property
     def bridge(self) -> Any:

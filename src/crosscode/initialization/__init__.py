@@ -16,6 +16,7 @@ from crosscode.initialization.weights import (
     IdenticalLatents,
     OrthogonalSkip,
     SameAcrossSites,
+    StartFrom,
     ZeroDecoderSkip,
 )
 from crosscode.models import SparseCoder
@@ -33,5 +34,6 @@ __all__ = [
     "NormalizeActivations",
     "OrthogonalSkip",
     "SameAcrossSites",
+    "StartFrom",
     "ZeroDecoderSkip",
 ]

@@ -1,6 +1,7 @@
 """Random starts of encoders, decoders and skips."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import ClassVar
 
 import attrs
@@ -15,6 +16,7 @@ from crosscode.errors import BadInput
 from crosscode.initialization.data import scaled_inputs, scaled_targets
 from crosscode.models import SparseCoder
 from crosscode.order import Effect
+from crosscode.saving import load
 from crosscode.shapes import real_coordinates
 
 RANDOM_START = Effect(sets={"encoder", "decoder"}, clears={"encoder bias", "decoder bias", "skip"})
@@ -330,3 +332,40 @@ def _start_at_means(coder: SparseCoder, data: Iterable[Batch], n_tokens: int) ->
     if coder.decoder.b_dec_XoDo is not None:
         skipped = 0 if coder.skip is None else coder.skip(mean_x)[0]
         coder.decoder.b_dec_XoDo.copy_(mean_y - skipped)
+
+
+@attrs.frozen
+class StartFrom:
+    """The weights, thresholds and scales of a saved coder: to train it on, under another loss say.
+
+    Whatever comes before it in the list would be undone.
+
+    Args:
+        folder: where the coder was saved: its `coder/`, or a checkpoint.
+        classes: the user's own classes that it is made of.
+    """
+
+    effect: ClassVar[Effect] = Effect(
+        sets={"scales", "encoder", "decoder", "encoder bias", "decoder bias", "skip", "thresholds"}
+    )
+    folder: Path = attrs.field(converter=Path)
+    classes: Sequence[type] = ()
+
+    def check_coder(self, coder: SparseCoder) -> None:
+        """Raise `BadInput` for a coder that does not have the sizes of the saved one, or if there is none."""
+        mine, saved = coder.state_dict(), self._saved()
+        for name in sorted(mine.keys() | saved.keys()):
+            shapes = [tuple(each[name].shape) if name in each else "missing" for each in (saved, mine)]
+            if shapes[0] != shapes[1]:
+                raise BadInput(
+                    f"start_from: {name} of the coder in {str(self.folder)!r} is {shapes[0]}, and {shapes[1]} of this "
+                    "one: it needs the same parts and sizes."
+                )
+
+    def _saved(self) -> dict[str, Tensor]:
+        return load(self.folder, classes=self.classes).state_dict()
+
+    @torch.no_grad()
+    def __call__(self, coder: SparseCoder, data: Iterable[Batch]) -> None:
+        self.check_coder(coder)
+        coder.load_state_dict(self._saved())

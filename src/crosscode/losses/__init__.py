@@ -2,6 +2,9 @@
 
 Weights of penalties do not transfer between reductions: a weight tuned for `SummedSquaredError` is about
 `|Xo| * D` times one tuned for a mean.
+
+Where a loss takes `token_weights`, it names a tensor of the batch's `extra`: a weight for each token. The loss is then
+the mean of weight times the token's own, so that weights of mean 1 leave its size alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,6 +18,7 @@ from torch import Tensor
 
 from crosscode.checks import one_of, positive
 from crosscode.errors import BadInput
+from crosscode.losses.spliced import SplicedKL
 from crosscode.models import SparseCoder, Trace
 from crosscode.shapes import checked_dims, n_sites, real_coordinates
 
@@ -26,8 +30,26 @@ __all__ = [
     "LossFn",
     "MatryoshkaSquaredError",
     "MeanNorm",
+    "SplicedKL",
     "SummedSquaredError",
 ]
+
+
+def mean_over_tokens(trace: Trace, per_token_B: Float[Tensor, " B"], token_weights: str | None) -> Float[Tensor, ""]:
+    """The mean of what each token gives, weighted by what the batch carries under a name, if one is given.
+
+    Raises:
+        BadInput: the batch carries no such tensor, or it has not one number for each token.
+    """
+    if token_weights is not None:
+        weights_B = trace.batch.extra[token_weights]
+        if weights_B.ndim != 1:
+            raise BadInput(
+                f"token_weights={token_weights!r}: the batch carries a tensor of shape {tuple(weights_B.shape)}, not "
+                "one number for each token."
+            )
+        per_token_B = per_token_B * weights_B
+    return per_token_B.sum() / len(trace)
 
 
 @attrs.frozen
@@ -37,9 +59,11 @@ class SummedSquaredError:
     Args:
         site_weights: a weight per site in row-major order, for sites of unequal width (`mean width / width` gives
             all the same influence); None for 1.
+        token_weights: the name of each token's weight in the batch's `extra`; None for 1.
     """
 
     site_weights: Sequence[float] | None = None
+    token_weights: str | None = None
 
     def check_coder(self, coder: SparseCoder) -> None:
         """Raise `BadInput` for a coder of another number of sites."""
@@ -53,16 +77,24 @@ class SummedSquaredError:
             self.check_coder(trace.model)
             weights_X = squared_BXoDo.new_tensor(self.site_weights)
             squared_BXoDo = rearrange(squared_BXoDo, "B ... D -> B (...) D") * weights_X[:, None]
-        return squared_BXoDo.sum() / len(trace)
+        if self.token_weights is None:
+            return squared_BXoDo.sum() / len(trace)
+        return mean_over_tokens(trace, squared_BXoDo.flatten(1).sum(1), self.token_weights)
 
 
 @attrs.frozen
 class MeanNorm:
-    """Mean over tokens and sites of the unsquared L2 norm of the error (Minder et al. 2025, their code)."""
+    """Mean over tokens and sites of the unsquared L2 norm of the error (Minder et al. 2025, their code).
+
+    Args:
+        token_weights: the name of each token's weight in the batch's `extra`; None for 1.
+    """
+
+    token_weights: str | None = None
 
     def __call__(self, trace: Trace) -> Float[Tensor, ""]:
         norm_BXo: Tensor = torch.linalg.vector_norm(trace.error_BXoDo, dim=-1)
-        return norm_BXo.mean()
+        return mean_over_tokens(trace, norm_BXo.reshape(len(trace), -1).mean(1), self.token_weights)
 
 
 @attrs.frozen

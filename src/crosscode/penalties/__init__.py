@@ -17,6 +17,7 @@ from crosscode.penalties.sparsity import (
     L0Quadratic,
     L0QuadraticRelative,
     L1OfNorms,
+    LpOfNorms,
     TanhFrequency,
     TanhSparsity,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "L0Quadratic",
     "L0QuadraticRelative",
     "L1OfNorms",
+    "LpOfNorms",
     "PreActivation",
     "SparsityPenalty",
     "TanhFrequency",

@@ -11,6 +11,7 @@ from crosscode.errors import BadInput
 from crosscode.kernels.pattern import Pattern
 from crosscode.latents import Latents, total
 from crosscode.models import DecoderNorm, SparseCoder, Trace, combined_norm_L
+from crosscode.schedulers import Scheduler, as_scheduler
 
 ALL = slice(None)
 
@@ -57,6 +58,44 @@ class L1OfNorms:
     def __call__(self, trace: Trace) -> Float[Tensor, ""]:
         a_L = combined_norm_L(trace.decoder_norms_LXo, self.norm)
         return total(trace.latents.sum_L()[self.latents] * a_L[self.latents]) / len(trace)
+
+
+@attrs.frozen
+class LpOfNorms:
+    """`sum_L (f_L a_L)^p` over latents that fire: nearer to their number the smaller `p` is.
+
+    Args:
+        p: the exponent, greater than 0: a number, or a function of the step for p-annealing (Karvonen et al.,
+            "Measuring Progress in Dictionary Learning", 2024: from 1 down to 0.2 or less).
+        keep_size: multiply by what makes the value that of `p = 1` on the same batch, without a graph. The penalty's
+            weight then means the same over the whole run, as the paper's own rescaling of it sees to.
+        norm: how decoder norms over sites combine.
+        latents: which latents pay.
+    """
+
+    p: Scheduler = attrs.field(converter=as_scheduler)
+    keep_size: bool = True
+    norm: DecoderNorm = "l1_of_l2"
+    latents: slice = ALL
+
+    def __attrs_post_init__(self) -> None:
+        positive("LpOfNorms.p", self.p(0))
+        one_of("LpOfNorms.norm", self.norm, DecoderNorm)
+        contiguous("LpOfNorms.latents", self.latents)
+
+    def check_coder(self, coder: SparseCoder) -> None:
+        """Raise `BadInput` for a coder that has no such latents."""
+        latents_of_coder("LpOfNorms.latents", self.latents, coder.n_latents)
+
+    def __call__(self, trace: Trace) -> Float[Tensor, ""]:
+        p = self.p(trace.step)
+        positive(f"LpOfNorms.p at step {trace.step}", p)
+        f, a, _ = weighed(trace, self.latents, self.norm)
+        paid = f * a
+        fires = paid > 0  # elsewhere the slope of a root has no end
+        powers = torch.where(fires, paid, 1.0).pow(p) * fires
+        size = total(paid.detach()) / total(powers.detach()).clamp_min(1e-30) if self.keep_size else 1.0
+        return size * total(powers) / len(trace)
 
 
 @attrs.frozen

@@ -200,18 +200,26 @@ class RunOptions:
         ]
 
     @functools.cached_property
-    def _dataloaders(self) -> dict[tuple[str, bool], Dataloader]:
+    def _dataloaders(self) -> dict[Any, Dataloader]:
         return {}
 
-    def dataloader(self, split: Literal["train", "held_out"] = "train", one_site: bool = True) -> Dataloader:
-        """Shuffled batches of activations; asked for again, the same object, so that coders can train together.
+    def dataloader(
+        self,
+        split: Literal["train", "held_out"] = "train",
+        one_site: bool = True,
+        order: Literal["shuffled", "sequences"] = "shuffled",
+        carry: tuple[str, ...] = (),
+    ) -> Dataloader:
+        """Batches of activations; asked for again, the same object, so that coders can train together.
 
         Args:
             split: which part of the text.
             one_site: whether a single read or written hookpoint loses its axis; compound CLTs keep it.
+            order, carry: of the `Dataloader`, for losses that look at the text.
         """
-        if (split, one_site) in self._dataloaders:
-            return self._dataloaders[split, one_site]
+        asked = (split, one_site, order, carry)
+        if asked in self._dataloaders:
+            return self._dataloaders[asked]
         models = self.language_models
         if not one_site and len(models) > 1:
             raise BadInput(f"models={self.models}: a compound cross-layer transcoder is of one model.")
@@ -247,12 +255,14 @@ class RunOptions:
                     reads=_names(self.reads, one_site),
                     writes=_names(self.writes, one_site),
                     squeeze=len(models) == 1 and len(self._harvested) == 1,
+                    order=order,
+                    carry=carry,
                     epochs=self.epochs if split == "train" else 1,
                     ahead=self.ahead,
                 )
         except BadInput as error:  # too little text: of which split?
             raise BadInput(f"{SPLITS[split]}: {error}") from error
-        self._dataloaders[split, one_site] = loader
+        self._dataloaders[asked] = loader
         return loader
 
     @property

@@ -3,77 +3,225 @@
 Models and text are told by what they hold and not by where they are, so that a run may go on in another place.
 """
 
+import ast
 import functools
 import hashlib
+import inspect
 import os
 import platform
 import re
-from collections.abc import Iterable, Mapping
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import date
+from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
+from types import CellType, FunctionType, MethodType
 from typing import Any
 
 import attrs
+import numpy as np
 import torch
 from torch import nn
 
+from crosscode.batch import Batch
 from crosscode.data import ActivationCache, TokenSequences, documents
 from crosscode.data.embedded.text import PACKAGES
+from crosscode.errors import warn
 from crosscode.module import fields_of
-from crosscode.training.trainer import Trainer
 
-NOT_CONFIGURATION = ("callbacks", "state")
 # Where a run goes on may differ from where it began; and what was read so far had no bad row, or they were left out.
 MAY_DIFFER = ("ahead", "device", "called", "skip_bad_rows")
 SAMPLED = 1 << 24  # bytes of a data set that are hashed; of a larger one, pieces from its beginning to its end
 PIECES = 16
+SAMPLED_NUMBERS, SAMPLED_BATCHES = 4096, 64  # of a tensor; of a list of batches
 
 
 def describe(part: object) -> Any:
     """What a part is made of, as nested dicts of plain data; two runs are alike iff their descriptions are equal.
 
-    A part may say itself what it is with a `describe()` method; other parts are walked by their attrs fields.
+    A part may say itself what it is with a `describe()` method. Other parts are walked: attrs classes by the fields of
+    their repr, other objects by their public attributes, functions by their source and by what they close over,
+    partials by their arguments. Tensors, arrays, batches and files are told by their sizes and a hash of a bounded
+    sample, so that a change outside of the sample may go unseen. What cannot be told from another of its type is warned
+    of, once.
 
     Args:
-        part: a `Trainer`, or any part of one.
+        part: a `Trainer`, whose callbacks and state are no part of what it is, or any part of one.
     """
-    if part is None or isinstance(part, bool | int | float | str):
-        return part
-    if isinstance(part, Trainer):
-        return _fields(part, skip=NOT_CONFIGURATION)
-    if callable(own := getattr(part, "describe", None)) and not isinstance(part, type):
-        fields: Any = own()
-        return {"type": type(part).__name__, **fields}
-    if callable(getattr(part, "harvest", None)) and hasattr(part, "identity"):  # a `LanguageModel`
-        model: Any = part
-        return {"type": type(part).__name__, "called": model.name, "identity": model.identity}
-    if isinstance(part, ActivationCache):  # with one or without: only what it rounds to makes a difference
-        return describe(part.dtype)
-    if isinstance(part, TokenSequences):
-        return {**_fields(part, skip=("source",)), "source": _describe_text(part)}
-    if isinstance(part, Mapping):
-        return {str(key): describe(value) for key, value in part.items()}
-    if isinstance(part, list | tuple | nn.ModuleList):
-        return [describe(item) for item in part]
+    return _Walk().of(part)
+
+
+class _Walk:
+    """A description in the making; it knows what it is within, so that a circle ends."""
+
+    def __init__(self) -> None:
+        self.within: list[int] = []
+
+    def of(self, part: object) -> Any:
+        if part is None or isinstance(part, bool | int | float | str):
+            return part
+        if id(part) in self.within:
+            return {"type": type(part).__name__, "place": "further up"}
+        self.within.append(id(part))
+        try:
+            return self._of(part)
+        finally:
+            self.within.pop()
+
+    def _of(self, part: object) -> Any:
+        if callable(own := getattr(part, "describe", None)) and not isinstance(part, type):
+            return {"type": type(part).__name__, **own()}
+        if callable(getattr(part, "harvest", None)) and hasattr(part, "identity"):  # a `LanguageModel`
+            model: Any = part
+            return {"type": type(part).__name__, "called": model.name, "identity": model.identity}
+        if isinstance(part, ActivationCache):  # with one or without: only what it rounds to makes a difference
+            return self.of(part.dtype)
+        if isinstance(part, TokenSequences):
+            return {**self._fields(part, skip=("source",)), "source": _describe_text(part)}
+        if isinstance(part, Mapping):
+            return {str(key): self.of(value) for key, value in part.items()}
+        if isinstance(part, set | frozenset):
+            return sorted((self.of(item) for item in part), key=str)
+        if isinstance(part, list | tuple) and part and all(isinstance(item, Batch) for item in part):
+            return _describe_batches(part)
+        if isinstance(part, list | tuple | nn.ModuleList):
+            return [self.of(item) for item in part]
+        if isinstance(part, torch.optim.Optimizer):
+            defaults = {name: self.of(value) for name, value in part.defaults.items() if name != "lr"}
+            multipliers = [self.of(group.get("lr_multiplier", 1.0)) for group in part.param_groups]
+            return {"type": type(part).__name__, **defaults, "lr_multipliers": multipliers}
+        plain = _plain(part)
+        return self._of_object(part) if plain is None else plain
+
+    def _of_object(self, part: object) -> Any:
+        if attrs.has(type(part)):
+            return self._fields(part)
+        if isinstance(part, functools.partial):
+            return {"type": "partial", "of": self.of(part.func), "with": self.of([*part.args, part.keywords])}
+        if isinstance(part, MethodType):
+            return {"type": "method", "name": part.__func__.__qualname__, "of": self.of(part.__self__)}
+        if isinstance(part, FunctionType):
+            return self._function(part)
+        if (name := getattr(part, "__qualname__", None)) is not None:  # a class, or a function in C
+            return name
+        held = _attributes(part)
+        if held is None:
+            _warn_of(type(part).__name__)
+        return {"type": type(part).__name__, **{name: self.of(value) for name, value in (held or {}).items()}}
+
+    def _fields(self, part: object, skip: tuple[str, ...] = ()) -> dict[str, Any]:
+        fields = [f.name for f in fields_of(part) if f.init and f.name not in skip and f.repr]
+        return {"type": type(part).__name__, **{name.lstrip("_"): self.of(getattr(part, name)) for name in fields}}
+
+    def _function(self, function: FunctionType) -> Any:
+        """Its name, what it closes over and its defaults; of one that is not crosscode's, also a hash of its source."""
+        inside: dict[Any, Any] = dict(zip(function.__code__.co_freevars, map(_in_cell, function.__closure__ or ())))
+        inside |= dict(enumerate(function.__defaults__ or ()))
+        inside |= function.__kwdefaults__ or {}
+        ours = (function.__module__ or "").split(".")[0] == "crosscode"
+        source = None if ours else _source_of(function)
+        held = {str(name): self.of(value) for name, value in inside.items()}
+        told = {"function": function.__qualname__, **({"source": source} if source else {}), **held}
+        return told if len(told) > 1 else function.__qualname__
+
+
+def _plain(part: object) -> Any:
+    """What has a value of its own, in JSON's types; None for anything else."""
     if isinstance(part, slice):
         return f"{part.start or 0}:{'' if part.stop is None else part.stop}"
     if isinstance(part, torch.Tensor):
-        return f"{part.dtype} {tuple(part.shape)}".removeprefix("torch.")
+        return f"{part.dtype} {tuple(part.shape)}, sha256 {_hash_of([part])}".removeprefix("torch.")
+    if isinstance(part, np.ndarray):
+        sample = part.reshape(-1)[:: max(1, part.size // SAMPLED_NUMBERS)] if part.size else part
+        return f"{part.dtype} {part.shape}, sha256 {hashlib.sha256(np.ascontiguousarray(sample).tobytes()).hexdigest()}"
+    if isinstance(part, np.generic):
+        return part.item()
     if isinstance(part, torch.dtype | torch.device):
         return str(part).removeprefix("torch.")
-    if isinstance(part, torch.optim.Optimizer):
-        defaults = {name: describe(value) for name, value in part.defaults.items() if name != "lr"}
-        multipliers = [describe(group.get("lr_multiplier", 1.0)) for group in part.param_groups]
-        return {"type": type(part).__name__, **defaults, "lr_multipliers": multipliers}
-    if attrs.has(type(part)):
-        return _fields(part)
-    name = getattr(part, "__qualname__", None)
-    return name if name is not None else {"type": type(part).__name__}
+    if isinstance(part, torch.Generator):
+        return f"generator, seed {part.initial_seed()}"
+    if isinstance(part, bytes | bytearray):
+        return f"{len(part)} bytes, sha256 {hashlib.sha256(part).hexdigest()}"
+    if isinstance(part, Path):
+        return _describe_path(part)
+    if isinstance(part, Enum | complex | date):
+        return str(part)
+    return None
 
 
-def _fields(part: object, skip: tuple[str, ...] = ()) -> dict[str, Any]:
-    fields = [f.name for f in fields_of(part) if f.init and f.name not in skip and f.repr]
-    return {"type": type(part).__name__, **{name.lstrip("_"): describe(getattr(part, name)) for name in fields}}
+def _attributes(part: object) -> dict[str, Any] | None:
+    """An object's public attributes, without a module's tensors and mode; None if it can hold none."""
+    slots = [name for cls in type(part).__mro__ for name in getattr(cls, "__slots__", ()) if isinstance(name, str)]
+    if not hasattr(part, "__dict__") and not slots:
+        return None
+    held = {name: getattr(part, name) for name in slots if hasattr(part, name)} | getattr(part, "__dict__", {})
+    if isinstance(part, nn.Module):
+        held = {**held, **dict(part.named_children())}
+        held.pop("training", None)
+    return {name: value for name, value in sorted(held.items()) if not name.startswith("_")}
+
+
+def _in_cell(cell: CellType) -> object:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not filled yet
+        return None
+
+
+def _source_of(function: FunctionType) -> str | None:
+    """A hash of what a function does: of its source without comments, or of its numbers where there is none."""
+    try:
+        text = ast.unparse(ast.parse(textwrap.dedent(inspect.getsource(function))))
+    except (OSError, TypeError, SyntaxError, ValueError):  # made at a prompt; a lambda within a longer expression
+        text = repr([value for value in function.__code__.co_consts if isinstance(value, int | float)])
+    return f"sha256 {hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def _describe_batches(batches: Sequence[Any]) -> dict[str, Any]:
+    """How many batches and tokens, of which sizes, and a hash of a sample of what they hold."""
+    tensors = [[batch.inputs_BXiDi, batch.targets_BXoDo, *batch.extra.values()] for batch in batches]
+    first, *_ = batches
+    every = max(1, len(batches) // SAMPLED_BATCHES)
+    return {
+        "type": "batches",
+        "n": len(batches),
+        "tokens": sum(map(len, batches)),
+        "inputs": list(first.inputs_BXiDi.shape[1:]),
+        "targets": list(first.targets_BXoDo.shape[1:]),
+        "extra": sorted(first.extra),
+        "sha256": _hash_of([tensor for some in tensors[::every] for tensor in some]),
+    }
+
+
+def _hash_of(tensors: Iterable[torch.Tensor]) -> str:
+    """A hash of evenly spaced numbers of some tensors."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        if tensor.device.type == "meta":
+            continue
+        flat = tensor.detach().reshape(-1)
+        sample = flat[:: max(1, len(flat) // SAMPLED_NUMBERS)].cpu()
+        digest.update(sample.contiguous().view(torch.uint8).numpy().tobytes() if len(sample) else b"")
+    return digest.hexdigest()
+
+
+def _describe_path(path: Path) -> Any:
+    """Files by their size and content, a folder by those within; what is not there by its name."""
+    if path.is_file():
+        return _describe_file(path, SAMPLED)
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        return {str(file.relative_to(path)): _describe_file(file, SAMPLED // len(files)) for file in files}
+    return str(path)
+
+
+@functools.cache
+def _warn_of(kind: str) -> None:
+    warn(
+        f"a {kind} cannot be told from another {kind}, so that a resume with another would go unseen: give what holds "
+        "it a describe() that says what it is, as a dictionary."
+    )
 
 
 def _describe_text(text: TokenSequences) -> Any:

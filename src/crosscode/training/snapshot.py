@@ -14,7 +14,6 @@ from torch import Tensor
 from crosscode.errors import NumericalError
 from crosscode.finite import all_finite, not_finite
 from crosscode.saving import SPEC, WEIGHTS, spec_text
-from crosscode.training.description import describe
 from crosscode.training.trainer import Trainer
 
 OPTIMIZER, EXTRA, STATE = "optimizer.safetensors", "state.safetensors", "state.json"
@@ -53,7 +52,7 @@ class Snapshot:
             state = {
                 "progress": parts["progress"],
                 "optimizer": plain,
-                "configuration": describe(trainer),
+                "configuration": trainer.description,
                 "arithmetic": arithmetic(trainer),
             }
             texts[folder + SPEC] = spec_text(trainer.model)

@@ -34,6 +34,7 @@ from crosscode.penalties import SparsityPenalty
 from crosscode.phases import phase
 from crosscode.schedulers import Scheduler, as_scheduler
 from crosscode.training.calibration import calibrate
+from crosscode.training.description import describe
 from crosscode.training.finite import check_batch, check_gradients, check_rate, check_terms, check_weights
 from crosscode.training.gradients import ClipNorm, Constraint, GradientTransform
 from crosscode.training.interrupt import deferred_interrupts
@@ -149,12 +150,14 @@ class Trainer:
     constraints: Sequence[Constraint] = ()
     interventions: Sequence[Intervention] = ()
     metrics: Sequence[Metric] = ()
-    callbacks: Sequence[Callback] = ()
+    callbacks: Sequence[Callback] = attrs.field(default=(), repr=False)
     held_out: Iterable[Batch] | None = None
     precision: Precision = "fp32"
     state: TrainState = attrs.field(
-        default=attrs.Factory(lambda self: TrainState.fresh(self.model.n_latents, self.model.device), takes_self=True)
+        default=attrs.Factory(lambda self: TrainState.fresh(self.model.n_latents, self.model.device), takes_self=True),
+        repr=False,
     )
+    _began_as: Any = attrs.field(default=None, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         instance("data", self.data, Iterable, "re-iterable batches, such as a list of Batch")
@@ -263,7 +266,6 @@ class Trainer:
                 constraint(self.model)
             self._check_optimizer()
             check_weights(0, self.model, "after initialising")
-            check_can_fire(self.model)
 
     def finish(self, data: Iterable[Batch] | None = None) -> None:
         """What a trained coder needs: calibrated thresholds, eval mode.
@@ -413,6 +415,11 @@ class Trainer:
                 raise BadInput("data holds no batch.")
             epoch, skip = epoch + 1, 0
 
+    @property
+    def description(self) -> Any:
+        """What the run was made of when it began, in words; of one that has not, what it is made of now."""
+        return describe(self) if self._began_as is None else self._began_as
+
     def tell(self, moment: str) -> None:
         """Call the callbacks that listen to `on_trained`, `on_finish` or `on_interrupt`."""
         for callback in self.callbacks:
@@ -516,7 +523,10 @@ def train_together(trainers: Sequence[Trainer]) -> list[SparseCoder]:
             raise BadInput("trainers are at different places in the data: resume all from the same step.")
     remembered = Remembered(first.data)
     for trainer in trainers:
+        trainer._began_as = describe(trainer)
         trainer.initialize(remembered)
+        if trainer.state.step == 0:
+            check_can_fire(trainer.model)
     del remembered
     started: list[tuple[Trainer, Callback]] = []
     try:
