@@ -243,7 +243,7 @@ class Run:
         Raises:
             BadInput: no such latent, or the run has not been evaluated.
         """
-        self._check(latent)
+        self._check_latent(latent)
         found, texts = self.evaluation.examples, self.evaluation.texts
         if found is None or latent not in found.latents_E:
             return LatentExamples(latent, (), ())
@@ -259,7 +259,7 @@ class Run:
 
     def strongest(self, latent: int) -> float:
         """A latent's strongest activation on held-out text: the measure of what to steer by."""
-        self._check(latent)
+        self._check_latent(latent)
         return float(self.evaluation.latents["max_L"][latent])
 
     # --- what latents do ---------------------------------------------------------------------------------------------
@@ -275,7 +275,7 @@ class Run:
         Raises:
             BadInput: none of that name, or none was named of several.
         """
-        self._check(latent)
+        self._check_latent(latent)
         m, p = _place("model", model, self._names.models), _place("hookpoint", hookpoint, self._names.written)
         decoder = self.coder.decoder
         sites = (len(self._names.models), len(self._names.written))
@@ -291,7 +291,7 @@ class Run:
         Raises:
             BadInput: no such latent, the run has not been evaluated, or it cannot be said of these models.
         """
-        self._check(latent)
+        self._check_latent(latent)
         found, texts = self.evaluation.logits, dict(self.evaluation.texts)
         examples = self.evaluation.examples
         if found is not None and examples is not None and latent in examples.latents_E:
@@ -343,7 +343,7 @@ class Run:
         at_least("max_new_tokens", max_new_tokens, 0)
         m, names = _place("model", model, self._names.models), self._names
         for latent in (*steer, *ablate):
-            self._check(latent)
+            self._check_latent(latent)
         if hookpoint is not None:
             _place("hookpoint", hookpoint, names.written)
         sites = (hookpoint,) if hookpoint is not None else direct_sites(names.written) or names.written
@@ -385,7 +385,7 @@ class Run:
             skip_not_finite=options.skip_not_finite,
         )
 
-    def _check(self, latent: int) -> None:
+    def _check_latent(self, latent: int) -> None:
         count("latent", latent, least=0)
         at_most("latent", latent, self.coder.n_latents - 1, "the last latent")
 

@@ -112,6 +112,8 @@ def test_differences_of_two_models_are_evaluated_and_reported(tmp_path: Path) ->
     found.save(tmp_path)
     page = write_report(tmp_path).read_text(encoding="utf-8")
     assert "its data (Differences)" in page
+    assert not any(f"<h3>{missing}</h3>" in page for missing in ("Training", "What it costs the language models"))
+    assert "configuration.json" not in page
     assert "the data are activations without their models" in page
     shown = json.loads(page.split('id="data">')[1].split("</script>")[0])
     assert len(shown["examples"]) == len(found.examples.latents_E) > 0
