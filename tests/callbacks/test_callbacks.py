@@ -92,7 +92,11 @@ def test_curves_have_stable_names(tmp_path: Path) -> None:
         assert {f"train/{name}" for name in names} <= row.keys()
         total = row["train/reconstruction"] + row["train/lambda/l1"] * row["train/penalty/l1"]
         assert row["train/loss"] == pytest.approx(total, rel=1e-5)
-        assert all(math.isfinite(value) for value in row.values() if isinstance(value, float))
+        numbers = {name: value for name, value in row.items() if name != "step" and not name.endswith("deciles")}
+        assert {type(value) for value in numbers.values()} == {float}
+        assert all(map(math.isfinite, numbers.values()))
+        assert row["train/codes/sparse"] == 1
+        assert row["train/codes/density"] == pytest.approx(row["train/l0/mean"] / 8)
     assert [row["train/tokens"] for row in written] == [16, 64, 128, 160]
     assert [row["train/lambda/l1"] for row in written] == pytest.approx([0, 0.06, 0.1, 0.1])
     histograms = [row["step"] for row in written if "train/density/log10/deciles" in row]

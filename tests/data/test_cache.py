@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from crosscode.commands import main
 from crosscode.data import ActivationCache, Dataloader, Harvester, TokenSequences, load_language_model, shards
 from crosscode.data.cache import list_cache, prune_cache, verify_cache
+from crosscode.data.harvester import EXPECTED
 from crosscode.data.shards import key_of
 from crosscode.data.token_sequences import TokenSequence
 from crosscode.data.transformer_lens_model import TransformerLensModel
@@ -114,6 +115,27 @@ def test_what_a_cache_cannot_hold_is_told_from_what_a_model_gives(fake_model, tm
             with pytest.raises(NumericalError, match=r"'fake' at a: .* \(float16\) in document 7") as error:
                 harvester.harvest(sequences)
             assert "The model's own bfloat16 is finite there: another cache_dtype holds it." in str(error.value)
+
+
+def test_the_disk_is_told_a_few_harvests_ahead(fake_model, documents, tmp_path):
+    """Of every harvest once, before it is read; of no more of them than may lie in memory."""
+    told, ahead = [], []
+
+    class Noted(ActivationCache):
+        def expect(self, model, hookpoints, tokens_HS):
+            told.append(tokens_HS)
+            super().expect(model, hookpoints, tokens_HS)
+
+        def get(self, model, hookpoints, tokens_HS):
+            ahead.append(len(told) - len(ahead))
+            assert torch.equal(told[len(ahead) - 1], tokens_HS)
+            return super().get(model, hookpoints, tokens_HS)
+
+    model = fake_model()
+    harvester = Harvester(model, ["a"], sequences_at_once=2, cache=Noted(tmp_path))
+    n_harvests = len(list(harvester.over(TokenSequences(documents(20), model, sequence_length=8, split="all"))))
+    assert n_harvests > 2 * EXPECTED
+    assert ahead == [EXPECTED + 1] * (n_harvests - EXPECTED) + list(range(EXPECTED, 0, -1))
 
 
 def test_whatever_activations_depend_on_changes_the_key(fake_model, tmp_path):

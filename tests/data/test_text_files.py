@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from made_up_text import FORMATS, OF_JSON, SINGLE, lines, zstd
 
 from crosscode.data import Dataloader, Harvester, TokenSequences, documents, text_files
+from crosscode.data.text_folders import kind_of
 from crosscode.errors import BadInput
 from crosscode.training import describe
 from crosscode.training.description import differences
@@ -64,6 +65,7 @@ BAD = {
     "must be an object with a key 'text', not int": "7",
     "must be an object with a key 'text', not NoneType": "null",
     "int '7' (column 'text'; of its columns, 'body' could be read)": '{"text": 7, "body": "w1", "n": 1.5}',
+    "int '7' (column 'text')": '{"text": 7, "n": 1.5}',
     "true or false 'True'": '{"text": true}',
     "float 'nan'": '{"text": NaN}',
     "object \"{'a': 1}\"": '{"text": {"a": 1}}',
@@ -388,6 +390,18 @@ def save(folder: Path, **texts: str) -> Path:
 def test_a_folder_is_one_text(files, read, tmp_path, words):
     """Its files of one format, of one split; no metadata, nothing hidden."""
     assert words(save(tmp_path, **files)) == read
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *(("a.txt", ".txt"), ("A.TXT", ".txt"), ("a.jsonl", ".jsonl"), ("a.b.Json", ".json")),
+        *(("a.jsonl.gz", ".jsonl"), ("A.JSONL.GZ", ".jsonl"), ("a.Txt.Zst", ".txt"), ("a.JSON.gz", ".json")),
+        *(("a.csv.gz", ".gz"), ("a.gz", ".gz"), ("a.txt.parquet", ".parquet"), ("a", "")),
+    ],
+)
+def test_the_kind_of_a_file_is_its_suffix_in_either_case(name, kind):
+    assert kind_of(Path(name)) == kind
 
 
 def test_a_split_is_named_and_a_split_that_is_not_there_lists_those_that_are(tmp_path, words, refused):

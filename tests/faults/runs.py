@@ -46,7 +46,7 @@ TINY: Mapping[str, Any] = {
     "init_tokens": 300,
     "eval_tokens": 300,
     "splice_tokens": 64,
-    "num_steps": 60,
+    "num_steps": 36,
     "log_every": 1,
     "checkpoint_every": 3,
     "wandb_mode": "disabled",
@@ -59,7 +59,7 @@ RUNS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "stream": ("feb_diffing_topk", {**TOPK, "style": "topk", "dataset": "somebody/text"}),
 }
 N_HELD_OUT = 25
-N_DOCUMENTS = 40  # of the local files and the stream: so few that every run reads its text more than once
+N_DOCUMENTS = 24  # of the local files and the stream: so few that every run reads its text more than once
 
 
 packaged_documents = embedded.documents
@@ -141,6 +141,7 @@ class World:
         torch.set_num_threads(1)
         os.environ["HF_HUB_OFFLINE"] = "1"
         import datasets
+        import wandb  # noqa: F401 -- each child would import it anew
 
         datasets.load_dataset = stand_in_for_the_hub
         documents.WAIT = 0.0

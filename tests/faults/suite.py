@@ -255,10 +255,10 @@ class Suite:
             shutil.rmtree(self.cache(output), ignore_errors=True)
 
     def kill_in_checkpoint(self, row: Row, times: int) -> None:
-        self.kill_within(row, times, crosscode.callbacks.checkpoint, "write_checkpoint", None, 400)
+        self.kill_within(row, times, crosscode.callbacks.checkpoint, "write_checkpoint", None, 240)
 
     def kill_in_cache(self, row: Row, times: int) -> None:
-        self.kill_within(row, times, crosscode.data.cache, "write_shard", "files", 90)
+        self.kill_within(row, times, crosscode.data.cache, "write_shard", "files", 54)
 
     def two_fill_one_cache(self, row: Row, times: int) -> None:
         """Two runs share a cache that is empty; one is killed while it fills it, and then goes on."""
@@ -266,7 +266,7 @@ class Suite:
             _, one = self.new()
             _, other = self.new()
             cache = self.cache(one)
-            meddle = kill_inside(crosscode.data.cache, "write_shard", self.rng.randrange(1, 40), None)
+            meddle = kill_inside(crosscode.data.cache, "write_shard", self.rng.randrange(1, 24), None)
             dying = self.world.start("files", one, meddle, cache=cache)
             living = self.world.start("files", other, cache=cache)
             row.injected += dying.wait() == -signal.SIGKILL

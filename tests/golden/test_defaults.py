@@ -9,6 +9,7 @@ import attrs
 import pytest
 import torch
 
+from crosscode import callbacks, data, training
 from crosscode.evaluation import CutOffs
 from crosscode.training import ClipNorm
 
@@ -42,12 +43,14 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "models.cross_layer_transcoder": {"skip": False, "skip_targets": (0,), "widths_Xi": None, "widths_Xo": None},
     "models.transcoder": {"d_out": None, "skip": False, "widths_Xi": None, "widths_Xo": None},
     "penalties.AuxK": {"k": None, "dead_after_tokens": 10_000_000, "norm": "l1_of_l2"},  # Gao et al. 2024
+    "penalties.LpOfNorms": {"keep_size": True, "norm": "l1_of_l2", "latents": ALL},
     "penalties.L1OfNorms": {"norm": "l1_of_l2", "latents": ALL},  # Sparse Crosscoders, Oct 2024
     "penalties.PreActivation": {"norm": "l1_of_l2", "dead_after_tokens": None},
     "penalties.TanhFrequency": {"c": 4.0, "s": 0.1, "norm": "l1_of_l2", "latents": ALL},
     "penalties.TanhSparsity": {"c": 4.0, "norm": "l1_of_l2", "latents": ALL},  # January 2025 update, as ported
     "losses.MatryoshkaSquaredError": {"reduction": "sum"},
-    "losses.SummedSquaredError": {"site_weights": None},
+    "losses.MeanNorm": {"token_weights": None},
+    "losses.SummedSquaredError": {"site_weights": None, "token_weights": None},
     "initialization.AnthropicTranspose": {"norm": 0.1, "seed": 0},  # April 2024 update and ports
     "initialization.CLTUniform": {"n_latents_per_site": None, "seed": 0},
     "initialization.DecoderBias": {"centre": "mean", "n_tokens": 20_000},
@@ -56,6 +59,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "initialization.NormalizeActivations": {"n_tokens": 100_000, "kind": "mean_norm"},
     "initialization.OrthogonalSkip": {"gain": 1.0, "norm": 1.0, "n_tokens": 20_000, "seed": 0},
     "initialization.SameAcrossSites": {"norm": 1.0, "seed": 0},  # Minder et al. 2025, code
+    "initialization.StartFrom": {"classes": ()},
     "initialization.ZeroDecoderSkip": {"norm": 1.0, "n_tokens": 20_000, "seed": 0},  # sparsify
     "metrics.Dead": {"after_tokens": 10_000_000},  # Gao et al. 2024
     "metrics.DecoderCosine": {"model": 1, "other": 0},
@@ -171,6 +175,23 @@ def found() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 FOUND = {name: defaults for name, defaults in found() if defaults}
+
+
+BY_POSITION = {  # of what has many options: what may be given without its name
+    data.Harvester: ["models", "hookpoints"],
+    data.Dataloader: ["sequences", "harvester", "batch_size"],
+    data.TokenSequences: ["source", "model"],
+    data.ActivationCache: ["directory", "max_bytes"],
+    callbacks.Checkpoint: ["directory"],
+    callbacks.Log: ["sinks"],
+    training.Trainer: [],
+}
+
+
+@pytest.mark.parametrize("part", BY_POSITION, ids=lambda part: part.__name__)
+def test_options_are_given_by_name(part: type) -> None:
+    parameters = inspect.signature(part).parameters.values()
+    assert [each.name for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD] == BY_POSITION[part]
 
 
 def test_every_default_is_pinned() -> None:

@@ -19,6 +19,7 @@ from crosscode.initialization import (
     SameAcrossSites,
     ZeroDecoderSkip,
 )
+from crosscode.initialization.data import Remembered
 from crosscode.models import DenseDecoder, DenseEncoder, LinearSkip, SharedDecoder, SparseCoder, acausal_crosscoder, sae
 
 L, D = 20, 6
@@ -220,6 +221,21 @@ def test_every_site_is_scaled_alike(kind: str) -> None:
         found, wanted = x_NXD.var(0, correction=0).sum(-1), float(D)
         torch.testing.assert_close(x_NXD.mean(0), torch.zeros_like(x_NXD[0]), atol=1e-5, rtol=0)
     torch.testing.assert_close(found, torch.full_like(found, wanted), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("most_bytes", [0, 20_000, 2**30])
+@pytest.mark.parametrize("out", [False, True])
+def test_remembered_batches_are_the_datas(out: bool, most_bytes: int) -> None:
+    """The first time and again, whatever fits: inputs, targets, and whether the two are one tensor."""
+    batches = data(out=out)
+    remembered = Remembered(batches, most_bytes)
+    for _ in range(2):
+        again = list(remembered)
+        assert len(again) == len(batches)
+        for one, other in zip(again, batches):
+            assert torch.equal(one.inputs_BXiDi, other.inputs_BXiDi)
+            assert torch.equal(one.targets_BXoDo, other.targets_BXoDo)
+            assert (one.targets_BXoDo is one.inputs_BXiDi) is not out
 
 
 def test_activations_that_are_all_zero_cannot_be_normalised() -> None:

@@ -1,9 +1,11 @@
 """Language models of many architectures, tiny and random: what others publish, without their weights.
 
-`make(name)` gives a model in memory, `save(name, folder)` a `save_pretrained` folder with a tokenizer. Norms' gains,
-biases and scalars of layers are random rather than ones and zeros, so that a wrong norm, or a forgotten factor, shows.
+`make(name)` gives a model in memory, `made(name)` one that all tests share, `save(name, folder)` a `save_pretrained`
+folder with a tokenizer. Norms' gains, biases and scalars of layers are random rather than ones and zeros, so that a
+wrong norm, or a forgotten factor, shows.
 """
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -253,9 +255,15 @@ def make(name: str, seed: int = 0) -> Any:
     return model.eval()
 
 
-def save(name: str, folder: Path, seed: int = 0) -> Path:
-    """Write a model and its tokenizer, one token a word, into a folder."""
-    make(name, seed).save_pretrained(folder)
+@functools.cache
+def made(name: str) -> Any:
+    """`make(name)`, made once for all tests: they leave it as it is."""
+    return make(name)
+
+
+def save(name: str, folder: Path) -> Path:
+    """Write `made(name)` and its tokenizer, one token a word, into a folder."""
+    made(name).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder
 

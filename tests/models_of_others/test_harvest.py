@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from models_of_others.architectures import ARCHITECTURES, make
+from models_of_others.architectures import ARCHITECTURES, made
 from torch import Tensor, nn
 
 from crosscode.data import load_language_model
@@ -63,7 +63,7 @@ def test_the_stream_is_the_hidden_states_and_splices_exactly(name: str, saved) -
     The last hidden state is after the final norm; the last block's output is taken from the block itself.
     """
     last: list[Tensor] = []
-    reference = type(make(name)).from_pretrained(saved(name)).eval()
+    reference = type(made(name)).from_pretrained(saved(name)).eval()
     n = reference.config.get_text_config().num_hidden_layers
     blocks_of(reference, n)[-1].register_forward_hook(
         lambda block, args, output: last.append(output if isinstance(output, Tensor) else output[0])

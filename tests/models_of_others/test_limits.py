@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from models_of_others.architectures import ARCHITECTURES, make, tokenizer
+from models_of_others.architectures import ARCHITECTURES, made, tokenizer
 
 from crosscode.data import Dataloader, Harvester, TokenSequences, confined, load_language_model
 from crosscode.data.transformer_lens_model import TransformerLensModel
@@ -40,7 +40,7 @@ def unsaved(config: Any) -> TransformerLensModel:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_context_is_that_of_the_configuration(name: str) -> None:
     """None with ALiBi or recurrence; offsets of learned positions, and vision towers, are none of it."""
-    assert unsaved(make(name).config).context_length == (None if name in UNLIMITED else 64)
+    assert unsaved(made(name).config).context_length == (None if name in UNLIMITED else 64)
 
 
 @pytest.mark.parametrize("name", [*LEARNED, "roberta"])
@@ -49,7 +49,7 @@ def test_a_model_takes_as_many_positions_as_it_says_and_no_more(name: str) -> No
     if name == "roberta":
         hf_model = transformers.RobertaForCausalLM(transformers.RobertaConfig(**ROBERTA)).eval()
     else:
-        hf_model = make(name)
+        hf_model = made(name)
     context = unsaved(hf_model.config).context_length
     assert context is not None
     with torch.no_grad():
@@ -108,6 +108,8 @@ def test_token_ids_beyond_the_embedding_are_refused_in_one_line(tmp_path: Path) 
         next(iter(loader([model], [[3, 64, 5] * 100])))
     with pytest.raises(BadInput, match=beyond):
         model.logits(torch.full((1, 4), 64), {})
+    with pytest.raises(BadInput, match="token id -1 "):
+        model.harvest(torch.tensor([[3, -1, 4]]), [RESIDUAL])
 
     small = load_language_model(str(saved_llama(tmp_path / "small", vocab_size=50)))
     large = load_language_model(str(saved_llama(tmp_path / "large")))
@@ -171,7 +173,8 @@ def test_a_call_that_is_confined_starts_nothing_and_others_are_left_alone() -> N
         thread.start()
         thread.join()
     assert len(refused) == 6
-    assert "print('started')" in refused[0]
+    assert refused[:4] == [" ".join(command), " ".join(command), "true", "true"]
+    assert all("127.0.0.1" in where for where in refused[4:])
     assert others == ["started\n"]
     assert [vars(owner).get(name) for owner, name in (*confined.PROCESSES, *confined.NETWORK)] == before
 

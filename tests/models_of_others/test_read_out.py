@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from jaxtyping import Float
-from models_of_others.architectures import ARCHITECTURES, make
+from models_of_others.architectures import ARCHITECTURES, made, make
 from torch import Tensor, nn
 
 from crosscode.data import load_language_model
@@ -68,7 +68,7 @@ def distances(claimed_NV: Tensor, own_NV: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_it_is_what_the_model_does_with_a_direction(name: str) -> None:
     """Half the difference between the logits of a stream and of its opposite, as far as a norm's division goes."""
-    model = make(name)
+    model = made(name)
     found = unembedding_of(name, model)
     if name in NONE:
         assert found is None
@@ -94,7 +94,7 @@ def test_it_is_what_the_model_does_with_a_direction(name: str) -> None:
 @pytest.mark.parametrize("name", ["gpt2", "gemma2", "phi", "opt_350m", "mamba", "cohere"])
 def test_in_low_precision_it_is_as_good_as_that(name: str, dtype: torch.dtype) -> None:
     found = unembedding_of(name, make(name).to(dtype))
-    wanted = unembedding_of(name, make(name))
+    wanted = unembedding_of(name, made(name))
     assert found is not None
     assert wanted is not None
     assert found.dtype == torch.float32

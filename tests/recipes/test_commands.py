@@ -49,15 +49,20 @@ def test_a_run_is_evaluated_from_its_folder(recipe: str, run_small, tmp_path: Pa
     assert again.latents.keys() == first.latents.keys()
     for name, tensor in again.latents.items():
         torch.testing.assert_close(tensor, first.latents[name], equal_nan=True)
-    assert f"{summary['fvu/pooled']:.4f}" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert f"{summary['fvu/pooled']:.4f}" in shown.out
+    assert shown.err.startswith("run: loading ")
 
 
 def test_evaluation_options_are_heeded(run_small, tmp_path: Path, capsys) -> None:
     """Cut-offs, ablations, examples and numbers of tokens; without splicing no model is run on."""
     run_small("feb_diffing_l1", n_models=2, n_shared=8, num_steps=2)
     given = "--n-tokens 100 --splice-tokens 0 --relative-norm 0.5 --nu-error 1 --nu-recon 1 --example-latents 0 --quiet"
+    capsys.readouterr()
     main(["evaluate", str(tmp_path / "run"), *given.split()])
-    assert capsys.readouterr().out == ""
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "loading" not in shown.err
     found = Evaluation.load(tmp_path / "run")
     assert found.source["cut_offs"] == {"relative_norm": 0.5, "nu_error": 1.0, "nu_recon": 1.0}
     assert 100 <= found.source["tokens"] < 128  # four sequences of 32, without what training leaves out

@@ -135,12 +135,24 @@ def test_a_transcoder_learns(name: str, run_small, tmp_path: Path) -> None:
         assert f"train/fvu/base/blocks.{layer}.hook_mlp_out" in rows(tmp_path / "run")[0]
 
 
-def test_the_topk_sae_learns(run_small, tmp_path: Path) -> None:
-    """k latents a token, every decoder vector of norm 1."""
+def test_the_topk_sae_learns(run_small, tmp_path: Path, capsys) -> None:
+    """k latents a token, every decoder vector of norm 1; nothing is shown of a quiet run."""
     summary = run_small("sae_topk", k=6, **TOPK)
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "%|" not in shown.err
     check(tmp_path / "run", summary, "sae_topk")
     coder = crosscode.load(tmp_path / "run" / "coder")
     torch.testing.assert_close(coder.decoder.norms_LXo(), torch.ones(32))
+    assert summary["l0/mean"] <= 6
+
+
+def test_the_end_to_end_sae_learns_by_what_the_model_predicts(run_small, folder: Path, tmp_path: Path) -> None:
+    """KL falls, and a coder that another recipe saved is fine-tuned from where it ended."""
+    end_to_end = {"k": 6, "lr": 1e-2, "batch_size": 128}
+    summary = run_small("end_to_end", **end_to_end)
+    losses = [row["train/reconstruction"] for row in rows(tmp_path / "run")]
+    assert losses[-1] < losses[0]
     assert summary["l0/mean"] <= 6
 
 

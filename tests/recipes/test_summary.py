@@ -22,7 +22,8 @@ DIFFING = {"n_shared": 8, "k_shared": 3, "k_exclusive": 3, "lr": 1e-2}
 def test_the_summary_is_short_and_ends_with_the_report(run_small, tmp_path: Path, capsys) -> None:
     """A row a site with FVU and what splicing recovers, L0, dead latents, the most one-sided living latents."""
     run_small("feb_diffing_topk", n_models=2, **DIFFING, num_steps=4, quiet=False, report=True)
-    shown = capsys.readouterr().out
+    shown, bar = capsys.readouterr()
+    assert "4/4" in bar
     evaluation = Evaluation.load(tmp_path / "run")
     for model in ("base", "tuned"):
         site = f"{model}/blocks.2.hook_resid_post"

@@ -196,3 +196,21 @@ def test_names_and_weights_of_sites_are_counted() -> None:
         measure([FVU((("a", "b"), ("p",)))], [trace])
     with pytest.raises(BadInput, match="site_weights"):
         SummedSquaredError([2.0])(trace)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_errors_are_kept_in_float32_at_least(dtype: torch.dtype) -> None:
+    """Sums of their squares would be wrong in half precision, and infinite in float16 soon."""
+    coder = random_coder("sae", "relu").to(dtype)
+    trace = Trace.of(coder, random_batch(coder))
+    error_BXoDo = trace.error_BXoDo
+    assert error_BXoDo.dtype == torch.promote_types(dtype, torch.float32)
+    assert torch.equal(error_BXoDo.to(dtype), trace.targets_BXoDo - trace.recon_BXoDo)
+    assert SummedSquaredError()(trace).dtype == error_BXoDo.dtype
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_coder_is_zero_before_it_is_initialised(shape: str) -> None:
+    """Weights, biases and skip: what a strategy leaves alone adds nothing."""
+    coder = SHAPES[shape](ReLU())
+    assert sum(parameter.count_nonzero() for parameter in coder.parameters()) == 0

@@ -66,6 +66,7 @@ def test_axes_and_legend(name: str, figures: Mapping[str, Any]) -> None:
     if name != "sites":
         assert layout.showlegend == (len(names) > 1)
     assert layout.height >= 280
+    assert (layout.legend.y, layout.legend.yanchor) == (pytest.approx(1, abs=0.1), "bottom")  # right above the axes
     assert all(getattr(trace, "mode", None) != "lines" or trace.line.width > 0 for trace in figure.data)
 
 

@@ -11,6 +11,7 @@ from made_up_runs import evaluation, save_judgement, save_run
 
 from crosscode.evaluation import Calls, Evaluation, Exclusivity, Verdicts
 from crosscode.report import SavedRun, print_evaluation, print_exclusivity, read_run, write_report
+from crosscode.report.figures import MODELS as MODEL_COLOURS
 from crosscode.report.page import (
     Table,
     browser_data,
@@ -281,6 +282,7 @@ def test_what_the_browser_reads(tmp_path: Path) -> None:
         torch.testing.assert_close(torch.tensor(columns[name]), value_L.float(), rtol=1e-3, atol=1e-6, msg=name)
     assert data["counts"] == latents["count_L"].tolist()
     assert data["dead"] == latents["dead_L"].nonzero()[:, 0].tolist()
+    assert data["colours"] == list(MODEL_COLOURS[:2])
     assert (data["models"], data["hookpoints"], data["reads"]) == (["a", "b"], list(SITES), list(SITES))
     for row, whole in zip(data["histogram"], latents["histogram_Lb"].tolist()):
         assert row + [0] * (32 - len(row)) == whole

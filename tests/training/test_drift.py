@@ -34,9 +34,9 @@ def check(rows: list[dict[str, Any]], n_steps: int) -> None:
     assert all(f'"{recipe}"' in source for recipe in recipes), "a recipe is not among the schemes"
 
 
-def test_500_steps_of_every_recipe_are_sound(tmp_path: Path) -> None:
+def test_250_steps_of_every_recipe_are_sound(tmp_path: Path) -> None:
     """The short version: what would go wrong early, once for each recipe."""
-    check(rows_of(tmp_path, "--steps", "500", "--schemes", *SHORT.split()), 500)
+    check(rows_of(tmp_path, "--steps", "250", "--schemes", *SHORT.split()), 250)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
-"""Forty steps are twenty steps, a power cut, and `--resume` in a new process: bit for bit, from text to weights."""
+"""Forty steps are twenty steps, a power cut, and `--resume`: bit for bit, from text to weights."""
 
+import functools
 import hashlib
 import json
 import os
@@ -8,17 +9,21 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
-from small_runs import SMALL, factory, options, save_model, save_text
+from small_runs import RECIPES, SMALL, factory, options, save_model, save_text
 
 import crosscode
+import crosscode.run.options
 import crosscode.run.recipe
+from crosscode.callbacks import Checkpoint
 from crosscode.data import TokenSequences, load_language_model
 from crosscode.errors import BadInput
 from crosscode.files import write_tensors
@@ -43,20 +48,57 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(folder: Path, recipe: str, output: Path, die_at: int = 0, **given: Any) -> subprocess.Popen[bytes]:
-    """The recipe in a new process; `wait()` gives its exit code."""
-    arguments = {
-        **SMALL,
-        "models": [folder / "base", folder / "tuned"],
-        "dataset": folder / "text.txt",
-        "output": output,
-        **RUNS[recipe],
-        **given,
-    }
-    script = Path(__file__).with_name("interrupted.py")
-    command = [sys.executable, str(script), recipe, str(die_at), *options(**arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """A forked process has no others."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def models_loaded_once() -> Iterator[None]:
+    """Booting a model costs a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        load = crosscode.run.options.load_language_model
+        patch.setattr(crosscode.run.options, "load_language_model", functools.cache(load))
+        yield
+
+
+FEW: dict[str, Any] = {**SMALL, "init_tokens": 512, "splice_tokens": 64}
+
+
+def words(folder: Path, recipe: str, output: Path, **given: Any) -> list[str]:
+    """The recipe's command line."""
+    inputs = {"models": [folder / "base", folder / "tuned"], "dataset": folder / "text.txt"}
+    return options(**{**FEW, **inputs, "output": output, **RUNS[recipe], **given})
+
+
+def cut_short(recipe: str, arguments: list[str], step: int) -> int:
+    """The recipe in a forked process that dies, as by a power cut, after the checkpoint of a step; its exit code."""
+    call = Checkpoint.__call__
+
+    def call_and_die(self, trainer, report) -> None:
+        call(self, trainer, report)
+        if report.step == step:
+            self.wait()
+            os._exit(9)
+
+    pid = os.fork()
+    if pid == 0:
+        try:
+            Checkpoint.__call__ = call_and_die
+            main(factory(recipe), arguments)
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def in_a_new_process(recipe: str, arguments: list[str]) -> int:
+    """Its exit code; nothing is shared with this process, not even the order of a set's elements."""
+    command = [sys.executable, str(RECIPES / f"{recipe}.py"), *arguments]
+    return subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True).returncode
 
 
 def fingerprint(directory: Path) -> str:
@@ -67,12 +109,15 @@ def fingerprint(directory: Path) -> str:
 def test_a_run_cut_short_ends_as_if_it_had_not_been(recipe: str, folder: Path, tmp_path: Path) -> None:
     """Final weights, last checkpoint, figures and curves of the resumed run equal those of the whole one."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    uninterrupted = start(folder, recipe, whole)
-    assert start(folder, recipe, cut, die_at=20).wait() == 9
+    assert cut_short(recipe, words(folder, recipe, cut), step=20) == 9
     assert not (cut / "coder").exists()
     assert [child.name for child in (cut / "checkpoints").iterdir()] == ["step_000000020"]
-    assert start(folder, recipe, cut, resume=True).wait() == 0
-    assert uninterrupted.wait() == 0
+    goes_on = words(folder, recipe, cut, resume=True)
+    if recipe == "feb_diffing_topk":
+        assert in_a_new_process(recipe, goes_on) == 0
+    else:
+        main(factory(recipe), goes_on)
+    main(factory(recipe), words(folder, recipe, whole))
     assert fingerprint(cut / "coder") == fingerprint(whole / "coder")
     last = Path("checkpoints/step_000000040")
     for file in ("optimizer.safetensors", "state.safetensors", "state.json"):
@@ -87,12 +132,11 @@ def test_a_run_that_leaves_bad_rows_out_counts_each_once(folder: Path, tmp_path:
     documents = (folder / "text.txt").read_text().split("\n\n")
     rows = ["{" if i % 9 == 4 else json.dumps({"text": document}) for i, document in enumerate(documents)]
     (tmp_path / "text.jsonl").write_text("\n".join(rows))
-    given = {"dataset": tmp_path / "text.jsonl", "skip_bad_rows": True, "report": True}
+    recipe, given = "feb_diffing_topk", {"dataset": tmp_path / "text.jsonl", "skip_bad_rows": True}
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    uninterrupted = start(folder, "feb_diffing_topk", whole, **given)
-    assert start(folder, "feb_diffing_topk", cut, die_at=20, **given).wait() == 9
-    assert start(folder, "feb_diffing_topk", cut, resume=True, **given).wait() == 0
-    assert uninterrupted.wait() == 0
+    main(factory(recipe), words(folder, recipe, whole, **given))
+    assert cut_short(recipe, words(folder, recipe, cut, **given), step=20) == 9
+    main(factory(recipe), words(folder, recipe, cut, resume=True, report=True, **given))
     summary = json.loads((cut / "summary.json").read_text())
     assert summary == json.loads((whole / "summary.json").read_text())
     n_bad = sum(row == "{" and i % 20 != 19 for i, row in enumerate(rows))
@@ -107,7 +151,7 @@ def test_a_run_goes_on_in_another_place(folder: Path, tmp_path: Path) -> None:
     for name in ("base", "tuned"):
         shutil.copytree(folder / name, here / name)
     shutil.copy(folder / "text.txt", here)
-    given = {**SMALL, **RUNS["feb_diffing_topk"], "num_steps": 2}
+    given = {**FEW, **RUNS["feb_diffing_topk"], "num_steps": 2}
 
     def places(at: Path) -> dict[str, Any]:
         return {"models": [at / "base", at / "tuned"], "dataset": at / "text.txt", "output": at / "run"}
@@ -121,7 +165,7 @@ def test_a_run_says_what_changed_and_goes_on_if_that_is_meant(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """More steps than were asked for at first: refused with the words that allow it; these do."""
-    given = {**SMALL, **RUNS["feb_diffing_topk"], "models": [folder / "base", folder / "tuned"], "num_steps": 2}
+    given = {**FEW, **RUNS["feb_diffing_topk"], "models": [folder / "base", folder / "tuned"], "num_steps": 2}
     given |= {"dataset": folder / "text.txt", "output": tmp_path / "run"}
     main(factory("feb_diffing_topk"), options(**given))
     given |= {"num_steps": 4, "resume": True}
@@ -136,7 +180,7 @@ def test_a_run_says_what_changed_and_goes_on_if_that_is_meant(
 
 def test_two_runs_cannot_share_a_folder(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The second is told in one line, and the first is left alone."""
-    given = {**SMALL, **RUNS["feb_diffing_topk"], "models": [folder / "base", folder / "tuned"], "output": tmp_path}
+    given = {**FEW, **RUNS["feb_diffing_topk"], "models": [folder / "base", folder / "tuned"], "output": tmp_path}
     with locked(tmp_path), pytest.raises(SystemExit, match="2"):
         main(factory("feb_diffing_topk"), options(**given, dataset=folder / "text.txt"))
     said = capsys.readouterr().err
@@ -171,7 +215,7 @@ def test_who_is_refused_leaves_the_folder_of_another_run(tmp_path: Path) -> None
 
 def test_a_new_run_replaces_a_complete_one_whole(folder: Path, tmp_path: Path) -> None:
     """Its checkpoints do not stay beside the new ones, from which a later --resume would go on."""
-    given = {**SMALL, "models": [folder / "base"], "dataset": folder / "text.txt", "output": tmp_path / "run", "k": 4}
+    given = {**FEW, "models": [folder / "base"], "dataset": folder / "text.txt", "output": tmp_path / "run", "k": 4}
     main(factory("sae_topk"), options(**{**given, "num_steps": 6, "checkpoint_every": 3}))
     main(factory("sae_topk"), options(**{**given, "num_steps": 4, "checkpoint_every": 2}))
     kept = sorted(child.name for child in (tmp_path / "run" / "checkpoints").iterdir())
@@ -186,7 +230,7 @@ def test_sigterm_before_the_first_step_is_told(
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         given = {
-            **SMALL,
+            **FEW,
             "models": [folder / "base"],
             "dataset": folder / "text.txt",
             "output": tmp_path / "run",
@@ -209,7 +253,7 @@ def test_a_full_disk_at_the_end_is_one_line(
     def full(*args: Any, **kwargs: Any) -> None:
         raise SafetensorError("No space left on device")
 
-    given = {**SMALL, "models": [folder / "base"], "dataset": folder / "text.txt", "output": tmp_path / "run", "k": 4}
+    given = {**FEW, "models": [folder / "base"], "dataset": folder / "text.txt", "output": tmp_path / "run", "k": 4}
     monkeypatch.setattr(crosscode.run.recipe, "save_silence", lambda *a: write_tensors({}, tmp_path / "x"))
     monkeypatch.setattr(safetensors.torch, "save_file", full)
     with pytest.raises(SystemExit) as stopped:

@@ -6,6 +6,8 @@ import random
 import resource
 import shutil
 import subprocess
+import threading
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -16,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 
+import crosscode.training.trainer
 from crosscode.activations import BatchTopK, TopK
 from crosscode.batch import Batch
 from crosscode.callbacks import Checkpoint
@@ -149,6 +152,14 @@ def test_two_processes_do_not_sweep_each_others_work(run: Path) -> None:
     assert names(run) == [".writing_6_1", "step_000000002", "step_000000004"]
 
 
+def test_what_cannot_be_swept_away_is_left(run: Path) -> None:
+    """A file under the name of such a folder ends no run."""
+    (run / ".deleted_2_1").write_text("")
+    (run / f".writing_6_{os.getpid()}").mkdir()
+    store.sweep(run)
+    assert names(run) == [".deleted_2_1", "step_000000002", "step_000000004"]
+
+
 # --- damaged ---------------------------------------------------------------------------------------------------------
 
 
@@ -257,6 +268,53 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
         for file in names(tmp_path / "beside" / f"step_00000000{step}"):
             one, other = (tmp_path / run / f"step_00000000{step}" / file for run in ("alone", "beside"))
             assert one.read_bytes() == other.read_bytes()
+
+
+def test_the_last_step_is_on_the_disk_before_thresholds_are_calibrated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However slow the disk: a process that dies while it calibrates makes no step again."""
+    write, calibrate, found = store.write_tensors, crosscode.training.trainer.calibrate, []
+
+    def slow(tensors: Any, file: Path) -> None:
+        time.sleep(0.05)
+        write(tensors, file)
+
+    def calibrating(*args: Any, **given: Any) -> None:
+        found.append(newest_checkpoint(tmp_path))
+        calibrate(*args, **given)
+
+    monkeypatch.setattr(store, "write_tensors", slow)
+    monkeypatch.setattr(crosscode.training.trainer, "calibrate", calibrating)
+    a_trainer(Checkpoint(tmp_path, every=4)).train()
+    assert found == [tmp_path / "step_000000006"]
+
+
+@pytest.mark.parametrize("stopped", [KeyboardInterrupt, RuntimeError])
+def test_only_who_leaves_at_once_does_not_wait_for_the_disk(
+    stopped: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever else ends a run, the checkpoint that was being written is there."""
+    write, free = store.write_tensors, threading.Event()
+
+    def slow(tensors: Any, file: Path) -> None:
+        free.wait(60)
+        write(tensors, file)
+
+    def stop(of: Trainer, report: Any) -> None:
+        if report.step == 4:
+            raise stopped
+
+    monkeypatch.setattr(store, "write_tensors", slow)
+    checkpoints = Checkpoint(tmp_path, every=4)
+    opens = threading.Timer(0.3, free.set)
+    opens.start()
+    with pytest.raises(stopped):
+        a_trainer(checkpoints, stop).train()
+    assert (newest_checkpoint(tmp_path) is None) == (stopped is KeyboardInterrupt)
+    opens.join()
+    checkpoints.wait()
+    assert newest_checkpoint(tmp_path) == tmp_path / "step_000000004"
 
 
 def test_some_checkpoints_stay_for_ever(tmp_path: Path) -> None:
