@@ -25,7 +25,7 @@ from torch import Tensor
 
 from crosscode import Batch, SparseCoder, Trainer
 from crosscode.activations import BatchTopK, JumpReLU
-from crosscode.evaluation import evaluate
+from crosscode.evaluation import measure_coder
 from crosscode.metrics import FVU, L0
 from crosscode.models import SharedDecoder
 from crosscode.run import RunOptions
@@ -183,7 +183,7 @@ def drift(scheme: str, num_steps: int) -> dict[str, Any]:
     recount = Recount(torch.zeros(trainer.model.n_latents, dtype=torch.int64))
     trainer.callbacks = (recount,)
     coder = trainer.train()
-    results = evaluate(coder, held_out, [FVU(), L0()])
+    results = measure_coder(coder, held_out, [FVU(), L0()])
     row: dict[str, Any] = {
         "scheme": scheme,
         "steps": trainer.state.step,

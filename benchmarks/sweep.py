@@ -27,7 +27,7 @@ import attrs
 from tqdm import tqdm
 
 from crosscode import Trainer, train_together
-from crosscode.evaluation import evaluate, measures
+from crosscode.evaluation import measure_coder, measures
 from crosscode.run import RunOptions
 
 HERE = Path(__file__).parent
@@ -128,7 +128,7 @@ def sweep(name: str) -> str:
     unseen = list(itertools.islice(trainers[0].batches(), -(-run.eval_tokens // run.batch_size)))
     rows = []
     for cell, coder in zip(cells, coders):
-        results = evaluate(coder, unseen, measures(coder, trainers[0].data), run.eval_tokens)
+        results = measure_coder(coder, unseen, measures(coder, trainers[0].data), run.eval_tokens)
         rows.append({**cell, **{name: results[name] for name in COLUMNS if name in results}})
     best = chosen(rows, MOST_FVU_OF_TRANSCODERS if run.reads else MOST_FVU)
     # What is swept for another value of `activation` than its default has its default all the same.

@@ -53,7 +53,7 @@ def evaluation(
             "relative_norm_L": rho_L,
             "delta_norm_L": rho_L,
             "cosine_LP": 2 * uniform(n_latents, P) - 1,
-            "tied_L": torch.arange(n_latents) >= n_latents - n_latents // 6,
+            "shared_L": torch.arange(n_latents) >= n_latents - n_latents // 6,
         }
         names = ("nu_error", "nu_recon", "beta_error_own", "beta_error_other", "beta_recon_own", "beta_recon_other")
         latents |= {f"{name}_LM": uniform(n_latents, 2) for name in names}

@@ -40,7 +40,7 @@ WRONG: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("c", "s", "target", "price", "variance", "threshold", "bandwidth"), NOT_POSITIVE),
     **dict.fromkeys(("value", "final"), NEGATIVE),
     "ema_start": (-1,),
-    **dict.fromkeys(("k", "n_latents", "per_site", "dead_after_tokens", "after_tokens"), NOT_WHOLE),
+    **dict.fromkeys(("k", "n_latents", "dead_after_tokens", "after_tokens"), NOT_WHOLE),
     **dict.fromkeys(("every", "keep", "keep_every", "samples_every"), NOT_WHOLE),
     **dict.fromkeys(("n_shared", "model", "other", "steps", "num_steps", "warmup_steps", "decay_steps"), (-1,)),
     **dict.fromkeys(("norm", "parametrisation", "reduction"), ("nonsense", None)),

@@ -23,7 +23,7 @@ FLOORS = [
     ("callbacks", "evaluation", "interop"),
     ("report",),
     ("run",),
-    ("commands",),
+    ("commands", "notebook"),
     ("__main__",),
     ("__init__",),
 ]

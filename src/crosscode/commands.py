@@ -96,6 +96,8 @@ def changed_since_training(run: Path, held_out: Dataloader) -> list[str]:
     """Models and text that are not what a run's configuration says, as far as it can be read."""
     then, now = read_json(run / CONFIGURATION), describe(held_out)
     try:
+        if then["data"]["type"] != now["type"]:
+            return [f"data: {then['data']['type']} instead of {now['type']}"]
         models = differences(then["data"]["harvester"]["models"], now["harvester"]["models"], "models")
         return models + differences(then["data"]["sequences"]["source"], now["sequences"]["source"], "text")
     except DAMAGE:

@@ -10,7 +10,7 @@ from torch import Tensor
 from crosscode.activations import BatchTopK, JumpReLU, ReLU, SeparateBudgets
 from crosscode.batch import Batch
 from crosscode.data import Dataloader, Harvester, TokenSequences
-from crosscode.evaluation import evaluate, find_examples
+from crosscode.evaluation import find_examples, measure_coder
 from crosscode.evaluation.examples import texts_of
 from crosscode.evaluation.measures import has_thresholds
 from crosscode.initialization import AnthropicTranspose
@@ -121,7 +121,7 @@ def test_figures_do_not_depend_on_the_batching() -> None:
     calibrate(coder, [Batch.autoencode(x_ND)])
     coder.train()
     results = [
-        evaluate(coder, [Batch.autoencode(part) for part in x_ND.split(size)], [FVU(), L0()], 10_000)
+        measure_coder(coder, [Batch.autoencode(part) for part in x_ND.split(size)], [FVU(), L0()], 10_000)
         for size in (7, 64, 200)
     ]
     assert coder.training, "the mode is put back"
@@ -148,7 +148,7 @@ def test_no_more_tokens_are_used_than_asked_for() -> None:
         def result(self) -> dict[str, float]:
             return {}
 
-    evaluate(token_detector(), loader(), [Count()], 150)
+    measure_coder(token_detector(), loader(), [Count()], 150)
     assert lengths == [64, 64, 64]
 
 

@@ -80,7 +80,7 @@ def test_dead_and_tied_latents_neither_set_the_cut_off_nor_are_called() -> None:
     assert found.cut_offs[1] == pytest.approx(0.55, abs=0.002)
     assert found.exclusive_to_1_L.tolist() == [True, False]
     assert found.n_eligible == 1
-    with pytest.raises(BadInput, match="no latent that fired and is not tied"):
+    with pytest.raises(BadInput, match="no latent that fired and is not shared"):
         exclusivity(compared([0.5]), compared([0.5], eligible=[False]))
 
 

@@ -15,10 +15,10 @@ from crosscode.data import Dataloader, Harvester, TokenSequences
 from crosscode.evaluation import (
     Evaluation,
     attribute_logits,
-    evaluate,
     find_examples,
     full_evaluation,
     latent_scaling,
+    measure_coder,
     measures,
     splice,
 )
@@ -92,7 +92,7 @@ def everything(coder: SparseCoder, data: Dataloader) -> Any:
 
 
 FUNCTIONS: dict[str, Callable[[SparseCoder, Dataloader], Any]] = {
-    "evaluate": lambda coder, data: evaluate(coder, data, measures(coder, data), 60),
+    "measure_coder": lambda coder, data: measure_coder(coder, data, measures(coder, data), 60),
     "latent_scaling": lambda coder, data: latent_scaling(coder, data, 60),
     "splice": lambda coder, data: splice(coder, data, 60, ablation="mean"),
     "find_examples": lambda coder, data: find_examples(coder, data, [0, 1, 2], n_tokens=60),
@@ -142,7 +142,7 @@ def test_the_mode_is_put_back_when_the_data_break_down(name: str, training: bool
     assert coder.training == training
 
 
-@pytest.mark.parametrize("name", ["evaluate", "latent_scaling", "full_evaluation"])
+@pytest.mark.parametrize("name", ["measure_coder", "latent_scaling", "full_evaluation"])
 def test_batches_go_to_the_coders_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of them, whatever device the data are on; without an accelerator only that it is asked for can be seen."""
     asked: list[torch.device | str] = []

@@ -10,8 +10,8 @@ from crosscode.activations import BatchTopK, GroupMax, JumpReLU, Priced, ReLU, S
 from crosscode.batch import Batch
 from crosscode.checks import at_least, at_most, count, positive, share
 from crosscode.errors import BadInput
-from crosscode.evaluation import CutOffs, LatentScaling, compared, exclusivity
-from crosscode.evaluation.full import Evaluation, _decoders, _exclusive, worth_looking_at
+from crosscode.evaluation import CutOffs, Evaluation, LatentScaling, compared, exclusivity
+from crosscode.evaluation.full import _decoders, _exclusive, worth_looking_at
 from crosscode.latents import Latents
 from crosscode.metrics import Dead, DecoderCosine, DecoderNormRatio, Density, measure
 from crosscode.models import DenseDecoder, DenseEncoder, SparseCoder, Trace, sae
@@ -261,7 +261,7 @@ def test_tied_and_silent_latents_are_not_compared() -> None:
     """Of an evaluation: neither sets a cut-off nor is called; without latent scaling there is nothing to compare."""
     rho, nothing = [0.5] * 4, [0.0] * 4
     both = (scaling(0, rho, nothing, nothing), scaling(1, rho, nothing, nothing))
-    latents = {"count_L": torch.tensor([1, 0, 1, 2]), "tied_L": torch.tensor([True, False, False, False])}
+    latents = {"count_L": torch.tensor([1, 0, 1, 2]), "shared_L": torch.tensor([True, False, False, False])}
     found = compared(Evaluation({}, {}, latents, both))
     assert found is not None
     assert found.eligible_L.tolist() == [False, False, True, True]

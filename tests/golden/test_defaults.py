@@ -15,7 +15,7 @@ from crosscode.training import ClipNorm
 
 FOLDERS = (
     *("activations", "models", "penalties", "losses", "initialization", "metrics", "schedulers", "training"),
-    *("data", "evaluation", "callbacks"),
+    *("data", "evaluation", "callbacks", "notebook"),
 )
 ALL = slice(None)
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -65,7 +65,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "metrics.DecoderCosine": {"model": 1, "other": 0},
     "metrics.DecoderNormRatio": {"model": 1, "other": 0},
     "metrics.FVU": {"sites": None},
-    "metrics.L0": {"n_shared": None, "per_site": None},
     "metrics.ReconstructionBias": {"sites": None},
     "metrics.delta_norm": {"model": 1, "other": 0},
     "metrics.relative_norm": {"model": 1, "other": 0},
@@ -113,7 +112,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "evaluation.LatentScaling.verdicts": {"candidates": 0.9, "nu_error": 0.2, "nu_recon": 0.5},
     "evaluation.LatentScaling.verdicts_L": {"nu_error": 0.2, "nu_recon": 0.5},
     "evaluation.attribute_logits": {"k": 8},
-    "evaluation.evaluate": {"n_tokens": 50_000},
+    "evaluation.measure_coder": {"n_tokens": 50_000},
     "evaluation.exclusivity": {"percentile": 99.0, "nu_error": 0.2, "nu_recon": 0.5},
     "evaluation.find_examples": {
         **{"n_strongest": 6, "n_random": 2, "n_tokens": 50_000, "before": 16, "after": 8, "seed": 0},
@@ -124,6 +123,11 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "evaluation.latent_scaling": {"n_tokens": 50_000, "subtract_bias": False, "models": None},
     "evaluation.splice": {"n_tokens": 50_000, "ablation": "zero"},
+    "notebook.Run": {"classes": (), "device": None},
+    "notebook.Run.direction": {"model": None, "hookpoint": None},
+    "notebook.Run.generate": {"model": None, "steer": {}, "ablate": (), "max_new_tokens": 20, "hookpoint": None},
+    "notebook.Run.one_sided": {"most": 10},
+    "notebook.open_run": {"classes": (), "device": None},
     "callbacks.Checkpoint": {"every": 1000, "keep": 2, "keep_every": None},
     "callbacks.Console": {
         "names": ("train/loss", "train/reconstruction", "train/l0/mean", "train/fvu/pooled", "train/dead"),
@@ -161,7 +165,7 @@ def found() -> Iterator[tuple[str, dict[str, Any]]]:
                         if field.default not in none and not isinstance(field.default, attrs.Factory)
                     },
                 )
-                if name in ("SparseCoder", "Trace", "Trainer", "LatentScaling"):
+                if name in ("SparseCoder", "Trace", "Trainer", "LatentScaling", "Run"):
                     for method, of in vars(value).items():
                         function = getattr(of, "__func__", of)
                         if inspect.isfunction(function) and not method.startswith("_"):

@@ -22,7 +22,10 @@ from crosscode.metrics import (
 )
 from crosscode.models import SparseCoder, Trace, sae
 
-METRICS = [FVU(), ReconstructionBias(), L0(n_shared=5, per_site=3), Density(), DecoderNormRatio(), DecoderCosine()]
+SHARED_L = torch.arange(L) < 5
+SITES = {f"site_{p}": torch.arange(L) * N_SITES // L == p for p in range(N_SITES)}
+GROUPS = {"shared": SHARED_L, "exclusive": ~SHARED_L, **SITES}
+METRICS = [FVU(), ReconstructionBias(), L0(GROUPS), Density(), DecoderNormRatio(), DecoderCosine()]
 
 
 def trained(shape: str = "crosscoder", activation: str = "jumprelu") -> tuple[SparseCoder, Batch]:
@@ -109,7 +112,7 @@ def test_l0_counts_latents_that_fire(activation: str) -> None:
     coder, batch = trained("compound", activation)
     trace = Trace.of(coder, batch)
     fired_BL = trace.latents_BL > 0
-    found = measure([L0(n_shared=5, per_site=N_SITES)], [trace])
+    found = measure([L0(GROUPS)], [trace])
     l0_B = fired_BL.sum(-1).double()
     assert found["l0/mean"] == pytest.approx(l0_B.mean().item())
     assert found["l0/p50"] == l0_B.quantile(0.5).item()

@@ -13,7 +13,7 @@ import torch
 import crosscode.commands
 from crosscode.commands import main
 from crosscode.errors import CrosscodeWarning
-from crosscode.evaluation import Evaluation
+from crosscode.evaluation import Evaluation, eligible_L
 from crosscode.run import RunOptions
 from crosscode.run_folder import OPTIONS
 
@@ -68,8 +68,9 @@ def test_evaluation_options_are_heeded(run_small, tmp_path: Path, capsys) -> Non
     assert 100 <= found.source["tokens"] < 128  # four sequences of 32, without what training leaves out
     assert not any(name.startswith("splice/") for name in found.metrics)
     assert (found.examples, found.logits) == (None, None)
-    fired = int((found.latents["count_L"] > 0).sum())
-    assert found.metrics["exclusive/base/candidates"] + found.metrics["exclusive/tuned/candidates"] >= fired
+    n_eligible = int(eligible_L(found.latents).sum())
+    assert 0 < n_eligible < int((found.latents["count_L"] > 0).sum()), "shared latents are no candidates"
+    assert found.metrics["exclusive/base/candidates"] + found.metrics["exclusive/tuned/candidates"] >= n_eligible
     with pytest.raises(SystemExit):
         main(["evaluate", str(tmp_path / "run"), "--device", "gpu"])
     assert capsys.readouterr().err.startswith("error: device 'gpu' is not available here: ")

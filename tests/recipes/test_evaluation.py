@@ -16,9 +16,9 @@ from crosscode.evaluation import (
     CutOffs,
     Evaluation,
     attribute_logits,
-    evaluate,
     full_evaluation,
     latent_scaling,
+    measure_coder,
     measures,
     splice,
 )
@@ -39,7 +39,7 @@ def test_every_figure_is_that_of_its_own_function(run_small, tmp_path: Path) -> 
     everything = 10_000  # tokens: more than there are, so that the order of the text does not matter
     found = full_evaluation(coder, data, everything, splice_tokens=200, cut_offs=at)
     assert coder.training, "the mode is put back"
-    for name, value in evaluate(coder, data, [*measures(coder, data), ReconstructionBias()], everything).items():
+    for name, value in measure_coder(coder, data, [*measures(coder, data), ReconstructionBias()], everything).items():
         if isinstance(value, float) and "reconstruction_bias" not in name and "relative_norm" not in name:
             assert found.metrics[name] == pytest.approx(value, rel=1e-5), name
     for site in ("base/blocks.2.hook_resid_post", "tuned/blocks.2.hook_resid_post"):
@@ -52,23 +52,25 @@ def test_every_figure_is_that_of_its_own_function(run_small, tmp_path: Path) -> 
                 for name, value in attrs.asdict(figures).items():
                     got = found.metrics[f"splice/{ablation}/{of.model}/{place}/{name}"]
                     assert got == pytest.approx(value, nan_ok=True)
+    n_candidates = 0
     for m, scaling in enumerate(latent_scaling(coder, data, everything)):
         for name in ("nu_error", "nu_recon"):
             wanted_L = getattr(scaling, f"{name}_L").float()
             torch.testing.assert_close(
                 found.latents[f"{name}_LM"][:, m], wanted_L, rtol=1e-4, atol=1e-5, equal_nan=True
             )
-        candidates_L = (scaling.relative_norm_L >= 0.5) & (scaling.count_L > 0)
+        candidates_L = (scaling.relative_norm_L >= 0.5) & (scaling.count_L > 0) & ~coder.decoder.shared_L()
         verdicts = scaling.verdicts(candidates_L, nu_error=0.9, nu_recon=0.9)
         model = ("base", "tuned")[m]
         for name, value in attrs.asdict(verdicts).items():
             assert found.metrics[f"exclusive/{model}/{name.removeprefix('n_')}"] == value
-        assert verdicts.n_candidates > 0
+        n_candidates += verdicts.n_candidates
+    assert n_candidates > 0
     norms_LXo = coder.decoder.norms_LXo().detach()
     torch.testing.assert_close(found.latents["norms_LXo"], norms_LXo)
     torch.testing.assert_close(found.latents["delta_norm_L"].double(), delta_norm(norms_LXo), rtol=1e-6, atol=1e-6)
-    free_L = (found.latents["count_L"] > 0) & ~found.latents["tied_L"]
-    assert found.metrics["delta_norm/above_0.9"] == float((delta_norm(norms_LXo)[free_L] > 0.9).double().mean())
+    eligible_L = (found.latents["count_L"] > 0) & ~found.latents["shared_L"]
+    assert found.metrics["delta_norm/above_0.9"] == float((delta_norm(norms_LXo)[eligible_L] > 0.9).double().mean())
     # Examples are looked for where activations were counted: each latent's first one is its strongest.
     strongest_E = found.examples.strength_EK()[:, 0]
     torch.testing.assert_close(strongest_E, found.latents["max_L"][found.examples.latents_E], rtol=1e-5, atol=1e-6)
@@ -76,7 +78,7 @@ def test_every_figure_is_that_of_its_own_function(run_small, tmp_path: Path) -> 
     W_LMPD = coder.decoder.dense().detach()
     cosine_L = torch.cosine_similarity(W_LMPD[:, 0, 0], W_LMPD[:, 1, 0], dim=-1)
     torch.testing.assert_close(found.latents["cosine_LP"][:, 0], cosine_L)
-    assert found.latents["tied_L"].tolist() == [True] * 8 + [False] * 24
+    assert found.latents["shared_L"].tolist() == [True] * 8 + [False] * 24
 
 
 def test_files_give_an_evaluation_back(run_small, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_the_null_is_a_run_of_its_own_and_sets_the_cut_offs(ended, tmp_path: Pat
     masks = load_file(run / "evaluation" / "exclusivity.safetensors")
     for side in (0, 1):
         assert int(masks[f"exclusive_to_{side}_L"].sum()) == found["pair"][f"towards_{side}"]["n_specific"]
-        assert not masks[f"beyond_{side}_L"][:8].any()  # tied
+        assert not masks[f"beyond_{side}_L"][:8].any()  # shared
         assert not (masks[f"exclusive_to_{side}_L"] & ~masks[f"beyond_{side}_L"]).any()
     low, high = found["cut_offs"]["relative_norm"]
     assert 0 < low <= high < 1

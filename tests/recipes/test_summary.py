@@ -13,8 +13,7 @@ from small_runs import SMALL, factory, options
 import crosscode
 import crosscode.run.recipe
 from crosscode.data.transformer_lens_model import TransformerLensModel
-from crosscode.evaluation import Evaluation
-from crosscode.evaluation.full import token_counts
+from crosscode.evaluation import Evaluation, token_counts
 from crosscode.report.terminal import concordance
 
 DIFFING = {"n_shared": 8, "k_shared": 3, "k_exclusive": 3, "lr": 1e-2}

@@ -91,11 +91,12 @@ def test_top_k_diffing_has_two_budgets_and_two_l0s() -> None:
             parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)).abs())
         coder.encoder.b_enc_L[:4] = 100
     trace = Trace.of(coder, Batch.autoencode(torch.ones(5, 2, 3)))
-    l0 = measure([L0(n_shared=4)], [trace])
+    parts = {"shared": coder.decoder.shared_L(), "exclusive": ~coder.decoder.shared_L()}
+    l0 = measure([L0(parts)], [trace])
     assert l0["l0/shared"] == 2
     assert l0["l0/exclusive"] == 1
     joint = SparseCoder(coder.encoder, TopK(3), coder.decoder)
-    assert measure([L0(n_shared=4)], [Trace.of(joint, Batch.autoencode(torch.ones(5, 2, 3)))])["l0/exclusive"] == 0
+    assert measure([L0(parts)], [Trace.of(joint, Batch.autoencode(torch.ones(5, 2, 3)))])["l0/exclusive"] == 0
 
 
 def test_a_layers_latents_write_to_their_own_layer_and_up() -> None:

@@ -20,7 +20,7 @@ AXES = {  # of a run of two models: what is along x, what along y, the names in 
     "lambda": ("step", "weights λ of the penalties", ["l1"]),
     "penalty": ("step", "penalties, unweighted", ["l1"]),
     "dead": ("step", "share of dead latents", ["dead"]),
-    "density": ("share of tokens that a latent fires on", "latents", ["free", "tied between models"]),
+    "density": ("share of tokens that a latent fires on", "latents", ["not shared", "shared by construction"]),
     "relative_norm": ("relative decoder norm ρ", "latents", ["this run", "null control"]),
     "decoder_cosine": ("cosine of decoder directions", "latents", [f"blocks.{i}.hook_resid_post" for i in (1, 2)]),
     "latent_scaling": (
@@ -125,16 +125,16 @@ def test_ranges_and_scales(figures: Mapping[str, Any], run: SavedRun) -> None:
     assert [(line.x0, line.x1) for line in norm.layout.shapes] == [(0.3, 0.3), (0.7, 0.7)]
     null = run.null
     assert null is not None
-    free_L = (null.latents["count_L"] > 0) & ~null.latents["tied_L"]
-    assert sum(norm.data[1].y) == int(free_L.sum())
+    eligible_L = (null.latents["count_L"] > 0) & ~null.latents["shared_L"]
+    assert sum(norm.data[1].y) == int(eligible_L.sum())
     cosine = figures["decoder_cosine"]
     assert list(cosine.layout.xaxis.range) == [-1, 1]
-    shown_L = run.free_L() & ~run.beyond_L(0) & ~run.beyond_L(1)
+    shown_L = run.eligible_L() & ~run.beyond_L(0) & ~run.beyond_L(1)
     assert [sum(trace.y) for trace in cosine.data] == [int(shown_L.sum())] * 2
     share = figures["density"]
     assert (share.layout.xaxis.type, share.layout.xaxis.tickformat) == ("log", "~g")
-    fired_L, tied_L = run.fired_L(), run.evaluation.latents["tied_L"]
-    assert [sum(trace.y) for trace in share.data] == [int((fired_L & ~tied_L).sum()), int((fired_L & tied_L).sum())]
+    fired_L, shared_L = run.fired_L(), run.evaluation.latents["shared_L"]
+    assert [sum(trace.y) for trace in share.data] == [int((fired_L & ~shared_L).sum()), int((fired_L & shared_L).sum())]
     ratios = figures["latent_scaling"]
     for axis in (ratios.layout.xaxis, ratios.layout.yaxis):
         assert list(axis.range) == pytest.approx([-0.42, 1.648])

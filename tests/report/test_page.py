@@ -107,8 +107,8 @@ def test_kinds_of_latents_are_those_of_the_verdicts(folder: Path) -> None:
         nu_recon = latents["beta_recon_other_LM"][latent, own] / latents["beta_recon_own_LM"][latent, own]
         if silent:
             wanted = "never fired here"
-        elif latents["tied_L"][latent]:
-            wanted = "tied by construction"
+        elif latents["shared_L"][latent]:
+            wanted = "shared by construction"
         elif 0.1 < rho < 0.9:
             wanted = "in both"
         elif nu_error < 0.2 and nu_recon < 0.5:
@@ -141,11 +141,11 @@ def test_figures_say_what_the_files_say(folder: Path) -> None:
     figures = figures_of(run)
     curves, of_all = {"loss", "fvu", "l0"}, {"density", "sites"}
     assert set(figures) == curves | of_all | {"relative_norm", "decoder_cosine", "latent_scaling"}
-    assert sum(figures["relative_norm"].data[0].y) == int(run.free_L().sum())
+    assert sum(figures["relative_norm"].data[0].y) == int(run.eligible_L().sum())
     assert list(figures["loss"].data[0].x) == [1, 20, 40]
     assert list(figures["loss"].data[0].y) == pytest.approx([1, 0.05, 0.025])
     points = figures["latent_scaling"].data
-    assert sum(len(trace.x) for trace in points) == int(run.free_L().sum())
+    assert sum(len(trace.x) for trace in points) == int(run.eligible_L().sum())
     for trace in points:
         assert all(-0.4 <= x <= 1.6 for x in trace.x)
         for (latent, rho, *_), y in zip(trace.customdata, trace.y):

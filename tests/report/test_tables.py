@@ -388,8 +388,8 @@ def test_one_sided_latents_are_printed_with_what_they_fire_on(capsys: pytest.Cap
     wanted = sorted(fired, key=lambda i: -float(rho_L[i]))[:3] + sorted(fired, key=lambda i: float(rho_L[i]))[:3]
     assert [latent for latent, _ in shown] == wanted
     assert [rho for _, rho in shown] == [f"{float(rho_L[i]):.2f}" for i in wanted]
-    free = int(((found.latents["count_L"] > 0) & ~found.latents["tied_L"]).sum())
-    assert any(f"of {free} untied latents that fired: 0 only a, 1 only b" in line for line in lines)
+    free = int(((found.latents["count_L"] > 0) & ~found.latents["shared_L"]).sum())
+    assert any(f"of {free} unshared latents that fired: 0 only a, 1 only b" in line for line in lines)
 
 
 def test_the_strongest_example_is_shown_in_its_context() -> None:
@@ -431,7 +431,7 @@ def test_exclusivity_is_printed_with_its_false_positives(capsys: pytest.CaptureF
     lines = lines_of(capsys)
     assert lines[1:] == [
         "The null's relative norms end at 0.250 and 0.750 (percentiles 1 and 99). Beyond, and confirmed",
-        "by latent scaling, of 321 latents that fired and are not tied:",
+        "by latent scaling, of 321 latents that fired and are not shared:",
         "  exclusive to tuned                   5",
         "  exclusive to base                    3",
         "The same is said of 3 of the null's 200 latents: false positives,",

@@ -9,7 +9,7 @@ from torch import Tensor
 from crosscode.activations import BatchTopK, JumpReLU, TopK
 from crosscode.batch import Batch
 from crosscode.callbacks import Checkpoint
-from crosscode.evaluation import evaluate, latent_scaling
+from crosscode.evaluation import latent_scaling, measure_coder
 from crosscode.finite import all_finite
 from crosscode.initialization import AnthropicTranspose, DecoderBias, NormalizeActivations
 from crosscode.initialization.data import Remembered
@@ -70,7 +70,7 @@ def test_what_is_measured_on_is_looked_at_too(value: float) -> None:
         lambda: NormalizeActivations()(coder, Remembered(data)),
         lambda: DecoderBias()(coder, data),
         lambda: calibrate(coder, data),
-        lambda: evaluate(scaling, data, [FVU()]),
+        lambda: measure_coder(scaling, data, [FVU()]),
         lambda: latent_scaling(scaling, data),
     ):
         with pytest.raises(NumericalError, match=r"inputs at tuned blocks\.3 are not finite in 3 of 16 tokens"):

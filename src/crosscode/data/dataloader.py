@@ -27,7 +27,7 @@ from crosscode.checks import function, instance, one_of
 from crosscode.data.ahead import ReadAhead
 from crosscode.data.documents import Place
 from crosscode.data.harvester import Harvest, Harvester, finite_enough
-from crosscode.data.language_model import check_context
+from crosscode.data.language_model import check_context, short_names
 from crosscode.data.shuffle import unit_order
 from crosscode.data.token_counts import TokenCounts
 from crosscode.data.token_sequences import TokenSequences
@@ -218,12 +218,8 @@ class Dataloader:
 
     @property
     def model_names(self) -> tuple[str, ...]:
-        """What each model is called in curves and reports: the last part of its path or hub name.
-
-        Where two models share it, that and the model's number.
-        """
-        short = [model.name.rstrip("/").rsplit("/", 1)[-1] for model in self.harvester.models]
-        return tuple(f"{name}.{i}" if short.count(name) > 1 else name for i, name in enumerate(short))
+        """What each model is called in curves and reports; see `short_names`."""
+        return short_names(self.harvester.models)
 
     @property
     def hookpoints(self) -> tuple[str, ...]:

@@ -104,6 +104,15 @@ class ReadOutModel(LanguageModel, Protocol):
         ...
 
 
+def short_names(models: Sequence[LanguageModel]) -> tuple[str, ...]:
+    """What each model is called in curves and reports: the last part of its path or hub name.
+
+    Where two models share it, that and the model's number.
+    """
+    short = [model.name.rstrip("/").rsplit("/", 1)[-1] for model in models]
+    return tuple(f"{name}.{i}" if short.count(name) > 1 else name for i, name in enumerate(short))
+
+
 def vocab_size_of(model: LanguageModel) -> int | None:
     """Rows of a model's embedding, if it says: token ids from there on are none, whatever its tokenizer knows."""
     rows: int | None = getattr(model, "vocab_size", None)

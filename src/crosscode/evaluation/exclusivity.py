@@ -19,8 +19,8 @@ from torch import Tensor
 from crosscode.checks import at_least, at_most
 from crosscode.data import TokenCounts
 from crosscode.errors import BadInput
-from crosscode.evaluation.full import FOLDER, Evaluation, free_L
 from crosscode.evaluation.latent_scaling import LatentScaling, Verdicts
+from crosscode.evaluation.record import FOLDER, Evaluation, eligible_L
 from crosscode.files import write_tensors
 
 CLASSICAL = 0.1
@@ -33,7 +33,7 @@ class Compared:
 
     Attributes:
         scaling: latent scaling along the first model, then along the second, as `latent_scaling` gives it.
-        eligible_L: latents that may be called exclusive: alive, and not tied between the models.
+        eligible_L: latents that may be called exclusive: they fired, and are not shared or dedicated by construction.
         tokens: of the text that it was measured on, what was kept and left out; None if that was not counted.
     """
 
@@ -149,10 +149,10 @@ class Exclusivity:
 
 
 def compared(evaluation: Evaluation) -> Compared | None:
-    """What an evaluation says of two models; silent and tied latents may not be called. None of other coders."""
+    """What an evaluation says of two models, and of which latents it may be said. None of other coders."""
     if evaluation.scaling is None:
         return None
-    return Compared(evaluation.scaling, free_L(evaluation.latents), evaluation.tokens)
+    return Compared(evaluation.scaling, eligible_L(evaluation.latents), evaluation.tokens)
 
 
 def remove_exclusivity(run: Path) -> None:
@@ -175,7 +175,7 @@ def exclusivity(
         nu_recon: see `LatentScaling.specific_L`.
 
     Raises:
-        BadInput: a percentile out of range, masks of another length, a null without a latent alive and untied.
+        BadInput: a percentile out of range, masks of another length, a null without an eligible latent.
     """
     at_least("percentile", percentile, 50)
     at_most("percentile", percentile, 100, "all of the null")
@@ -184,7 +184,9 @@ def exclusivity(
             n_given, n_latents = len(compared.eligible_L), len(compared.relative_norm_L)
             raise BadInput(f"{name}.eligible_L has {n_given} entries for {n_latents} latents.")
     if not null.eligible_L.any():
-        raise BadInput("null has no latent that fired and is not tied: it sets no cut-off.")
+        raise BadInput(
+            "null has no latent that fired and is not shared or dedicated by construction: it sets no cut-off."
+        )
     tail = 1 - percentile / 100
     null_N = null.relative_norm_L[null.eligible_L.cpu()].double()
     low, high = (float(null_N.quantile(q)) for q in (tail, 1 - tail))

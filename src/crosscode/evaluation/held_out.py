@@ -13,7 +13,7 @@ from crosscode.module import in_eval_mode
 
 
 @torch.no_grad()
-def evaluate(
+def measure_coder(
     coder: SparseCoder, data: Iterable[Batch], metrics: Sequence[Metric], n_tokens: int = 50_000
 ) -> dict[str, float | Tensor]:
     """Measure a coder in eval mode, so that a token's latents never depend on its batch neighbours.

@@ -4,7 +4,7 @@ Shapes: E latents looked at, M models, P hookpoints written, D width, V vocabula
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import attrs
 import torch
@@ -12,9 +12,10 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from crosscode.data import Dataloader
+from crosscode.batch import Batch
 from crosscode.data.language_model import ReadOutModel
-from crosscode.evaluation.measures import site_names
+from crosscode.evaluation.names import names_of
+from crosscode.evaluation.text import TextAndModels
 from crosscode.models import SparseCoder
 
 STREAM = re.compile(r"blocks\.\d+\.hook_(resid_(pre|mid|post)|in|out)")
@@ -62,27 +63,30 @@ def _depth(hookpoint: str) -> tuple[int, int]:
 
 @torch.no_grad()
 def attribute_logits(
-    coder: SparseCoder, data: Dataloader, latents_E: Int[Tensor, " E"], mean_E: Float[Tensor, " E"], k: int = 8
+    coder: SparseCoder, data: Iterable[Batch], latents_E: Int[Tensor, " E"], mean_E: Float[Tensor, " E"], k: int = 8
 ) -> LogitAttribution | None:
     """Logits that some latents add.
 
-    None where nothing written is on the direct path, and where a model cannot say: it does not make logits of its
-    stream by a norm and a linear map, or some of what is written reaches that stream through a norm.
+    None where there are no models, where nothing written is on the direct path, and where a model cannot say: it does
+    not make logits of its stream by a norm and a linear map, or some of what is written reaches that stream through a
+    norm.
 
     Args:
         coder: a trained coder.
-        data: the models, with the hookpoints that the coder was trained on.
+        data: with the models, at the hookpoints that the coder was trained on.
         latents_E: which latents.
         mean_E: the activation at which each is read.
         k: how many tokens at either end.
     """
-    hookpoints = site_names(data)[1]
+    if not isinstance(data, TextAndModels):
+        return None
+    names, models = names_of(coder, data), data.harvester.models
+    hookpoints = names.written
     sites = direct_sites(hookpoints)
-    models = data.harvester.models
-    if not sites or not all(isinstance(model, ReadOutModel) for model in models):
+    if not sites or len(models) != len(names.models) or not all(isinstance(model, ReadOutModel) for model in models):
         return None
     W_LXoDo = coder.decoder.dense().detach() / coder.scale_out_Xo[..., None]
-    W_EMPD = W_LXoDo.cpu().double()[latents_E].reshape(len(latents_E), len(models), len(hookpoints), -1)
+    W_EMPD = W_LXoDo.cpu().double()[latents_E].reshape(-1, len(models), len(hookpoints), coder.decoder.d_out)
     W_EMPD = W_EMPD[:, :, [hookpoints.index(name) for name in sites]] * mean_E[:, None, None, None]
     ends: list[list[Tensor]] = []
     for m, model in enumerate(models):

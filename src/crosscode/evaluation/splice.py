@@ -4,7 +4,7 @@ Shapes: H sequences run at once, S positions, N tokens that training keeps, M mo
 V vocabulary, C positions that count.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Literal, get_args
 
@@ -13,12 +13,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from crosscode.checks import at_least
-from crosscode.data import Dataloader, TokenCounts
-from crosscode.data.language_model import Edit, SpliceableModel
+from crosscode.batch import Batch
+from crosscode.checks import at_least, instance
+from crosscode.data import TokenCounts
+from crosscode.data.language_model import Edit, LanguageModel, SpliceableModel
 from crosscode.errors import BadInput, NumericalError, close_match, warn
-from crosscode.evaluation.measures import read_names, site_names
-from crosscode.evaluation.text import Text, read_text
+from crosscode.evaluation.names import Names, names_of
+from crosscode.evaluation.text import Text, TextAndModels, read_text
 from crosscode.models import SparseCoder
 from crosscode.module import in_eval_mode
 from crosscode.protocols import missing
@@ -91,7 +92,7 @@ class ModelSplices:
 
 
 def splice(
-    coder: SparseCoder, data: Dataloader, n_tokens: int = 50_000, *, ablation: Ablation = "zero"
+    coder: SparseCoder, data: Iterable[Batch], n_tokens: int = 50_000, *, ablation: Ablation = "zero"
 ) -> tuple[ModelSplices, ...]:
     """Cross-entropy and KL recovered by each model with the coder's reconstructions in place of its activations.
 
@@ -122,7 +123,8 @@ def splice(
         One record for each model, in the loader's order.
 
     Raises:
-        BadInput: the coder's shapes are not the loader's, a model has no `logits`, no token is left after masking.
+        BadInput: data without text and models, a coder's shapes that are not the loader's, a model that has no
+            `logits`, no token left after masking.
         NumericalError: a model's own predictions, or its activations at a token that is not left out for another
             reason, are not finite. (Those of a run with replaced activations may be: its figures are then NaN, which a
             warning tells.)
@@ -132,14 +134,17 @@ def splice(
     """
     at_least("n_tokens", n_tokens, 1)
     check_ablation(ablation)
+    instance("data", data, TextAndModels, "text with the models, such as a Dataloader")
+    assert isinstance(data, TextAndModels)
     _check_shapes(coder, data)
-    models = [_spliceable(model) for model in data.harvester.models]
+    models = [spliceable(model) for model in data.harvester.models]
     counts = TokenCounts()
     with in_eval_mode(coder), torch.no_grad():
         ablated_MPD = _mean_activations(data, n_tokens) if ablation == "mean" else _zeros(data)
-        sums_M = [_ModelSums(name) for name in data.model_names]
+        names = names_of(coder, data)
+        sums_M = [_ModelSums(name) for name in names.models]
         for part in read_text(data, n_tokens):
-            counts, text = counts + part.counts, _Text(data, part)
+            counts, text = counts + part.counts, _Text(data, part, names)
             recon_NMPD = text.reconstruct(coder, text.acts_NMPD)
             for m, model in enumerate(models):
                 runs = _runs(coder, text, m, recon_NMPD, ablated_MPD)
@@ -149,7 +154,7 @@ def splice(
             f"nothing is left of the text after masking ({counts}): see drop_special, drop_first, max_norm_multiple, "
             "skip_not_finite."
         )
-    return tuple(sums.result(_written(data)) for sums in sums_M)
+    return tuple(sums.result(names.written) for sums in sums_M)
 
 
 def check_ablation(ablation: str) -> None:
@@ -158,7 +163,7 @@ def check_ablation(ablation: str) -> None:
         raise BadInput(f"ablation {ablation!r} is not one of zero, mean.{close_match(ablation, get_args(Ablation))}")
 
 
-def _check_shapes(coder: SparseCoder, data: Dataloader) -> None:
+def _check_shapes(coder: SparseCoder, data: TextAndModels) -> None:
     shapes = {
         "reads": ((*coder.encoder.in_dims, coder.encoder.d_in), (*data.in_dims, data.d_in)),
         "writes": ((*coder.decoder.out_dims, coder.decoder.d_out), (*data.out_dims, data.d_out)),
@@ -168,32 +173,34 @@ def _check_shapes(coder: SparseCoder, data: Dataloader) -> None:
             raise BadInput(f"coder {verb} activations of shape {ours} but the data has {its}.")
 
 
-def _spliceable(model: object) -> SpliceableModel:
+def spliceable(model: LanguageModel) -> SpliceableModel:
+    """A model that can be run on with other activations.
+
+    Raises:
+        BadInput: it cannot.
+    """
     if not isinstance(model, SpliceableModel):
         lacking = ", ".join(missing(model, SpliceableModel))
-        raise BadInput(f"model {getattr(model, 'name', model)!r} has no {lacking}: it can only be harvested.")
+        raise BadInput(f"model {model.name!r} has no {lacking}: it can only be harvested.")
     return model
-
-
-def _written(data: Dataloader) -> tuple[str, ...]:
-    return site_names(data)[1]
 
 
 class _Text:
     """Some sequences, what of them is spliced and at which positions (all but the last) predictions count."""
 
-    def __init__(self, data: Dataloader, text: Text) -> None:
-        self.data, self.tokens_HS, self.kept_HS, self.acts_NMPD = data, text.tokens_HS, text.kept_HS, text.acts_NMPD
+    def __init__(self, data: TextAndModels, text: Text, names: Names) -> None:
+        self.data, self.names = data, names
+        self.tokens_HS, self.kept_HS, self.acts_NMPD = text.tokens_HS, text.kept_HS, text.acts_NMPD
         self.counted_HC = text.written_HS[:, 1:]
 
     def reconstruct(self, coder: SparseCoder, acts_NMPD: Float[Tensor, "N M Pi Di"]) -> Float[Tensor, "N M Po Do"]:
         """Raw reconstructions at the written hookpoints, in the loader's order."""
         x_NXiDi = self.data.batch(acts_NMPD).inputs_BXiDi.to(coder.scale_in_Xi)
         recon_NXoDo: Tensor = coder(x_NXiDi)
-        return recon_NXoDo.reshape(len(x_NXiDi), acts_NMPD.shape[1], len(_written(self.data)), coder.decoder.d_out)
+        return recon_NXoDo.reshape(len(x_NXiDi), acts_NMPD.shape[1], len(self.names.written), coder.decoder.d_out)
 
     def column(self, hookpoint: str) -> int:
-        return self.data.hookpoints.index(hookpoint)
+        return list(self.data.hookpoints).index(hookpoint)
 
     def put(self, values_ND: Float[Tensor, "#N D"]) -> Edit:
         """An edit that replaces the kept tokens' activations, or sets all of them to one vector."""
@@ -206,11 +213,11 @@ class _Text:
         return edit
 
 
-def _zeros(data: Dataloader) -> Float[Tensor, "M P D"]:
+def _zeros(data: TextAndModels) -> Float[Tensor, "M P D"]:
     return torch.zeros(len(data.harvester.models), len(data.hookpoints), max(map(max, data.harvester.widths_MP)))
 
 
-def _mean_activations(data: Dataloader, n_tokens: int) -> Float[Tensor, "M P D"]:
+def _mean_activations(data: TextAndModels, n_tokens: int) -> Float[Tensor, "M P D"]:
     """Means of raw activations over the kept tokens of the text, at all harvested hookpoints."""
     sum_MPD, n_kept = _zeros(data).double(), 0
     for text in read_text(data, n_tokens):
@@ -231,7 +238,7 @@ def _runs(
     ablated_MPD: Float[Tensor, "M P D"],
 ) -> Iterator[tuple[Run, Mapping[str, Edit]]]:
     """Everything that is done to one model."""
-    written = _written(text.data)
+    written = text.names.written
     splices = {name: text.put(recon_NMPD[:, m, p]) for p, name in enumerate(written)}
     ablations = {name: text.put(ablated_MPD[None, m, text.column(name)]) for name in written}
     for names in dict.fromkeys([*((name,) for name in written), written]):
@@ -250,8 +257,8 @@ class _Replacement:
         self.recon_NMPD: Tensor | None = None
 
     def edits(self) -> dict[str, Edit]:
-        writes = {name: self._write(p) for p, name in enumerate(_written(self.text.data))}
-        reads = {name: self._read(self.text.column(name)) for name in read_names(self.text.data)}
+        writes = {name: self._write(p) for p, name in enumerate(self.text.names.written)}
+        reads = {name: self._read(self.text.column(name)) for name in self.text.names.read}
         both = {name: _first_then(reads[name], writes[name]) for name in reads if name in writes}
         return writes | reads | both
 

@@ -4,7 +4,7 @@ A metric is a frozen description; `start()` gives an accumulator with `add(trace
 training curve, a held-out set an evaluation. All are of scaled space.
 """
 
-from crosscode.metrics.base import Accumulator, Metric, Sites, measure
+from crosscode.metrics.base import Accumulator, Metric, SiteNames, measure
 from crosscode.metrics.firing import L0, Dead, Density
 from crosscode.metrics.reconstruction import FVU, ReconstructionBias
 from crosscode.metrics.weights import DecoderCosine, DecoderNormRatio, Thresholds, delta_norm, relative_norm
@@ -19,7 +19,7 @@ __all__ = [
     "Density",
     "Metric",
     "ReconstructionBias",
-    "Sites",
+    "SiteNames",
     "Thresholds",
     "delta_norm",
     "measure",

@@ -12,7 +12,7 @@ from crosscode.models import Trace
 from crosscode.protocols import Structural
 from crosscode.shapes import Dims, n_sites
 
-Sites = Sequence[Sequence[str]]
+SiteNames = Sequence[Sequence[str]]
 """Names along each crosscoding dimension, for example `(("base", "tuned"), ("blocks.2.hook_resid_post",))`."""
 
 
@@ -44,10 +44,10 @@ def measure(metrics: Sequence[Metric], traces: Iterable[Trace]) -> dict[str, flo
     return {name: value for accumulator in accumulators for name, value in accumulator.result().items()}
 
 
-def site_names(dims: Dims, sites: Sites | None) -> list[str]:
-    """A slash-separated name for each site in row-major order: its indices where no names are given."""
+def site_labels(dims: Dims, sites: SiteNames | None) -> list[str]:
+    """A slash-separated label for each site in row-major order: its indices where no names are given."""
     axes = sites if sites is not None else [[str(i) for i in range(n)] for n in dims]
-    names = ["/".join(along) for along in product(*axes)]
-    if len(names) != n_sites(dims):
-        raise BadInput(f"sites={sites} name {len(names)} sites, but the coder writes {n_sites(dims)}: {dims}.")
-    return names
+    labels = ["/".join(along) for along in product(*axes)]
+    if len(labels) != n_sites(dims):
+        raise BadInput(f"sites={sites} name {len(labels)} sites, but the coder writes {n_sites(dims)}: {dims}.")
+    return labels

@@ -1,66 +1,57 @@
 """How often latents fire."""
 
+from collections.abc import Mapping
+
 import attrs
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
-from crosscode.checks import at_least, at_most, count
+from crosscode.checks import at_least, instance
 from crosscode.errors import BadInput
 from crosscode.models import Trace
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class L0:
     """How many latents fire on a token: mean and the 5th, 50th and 95th percentiles.
 
     Args:
-        n_shared: where given, shared latents (the first ones) and exclusive ones are counted apart as well.
-        per_site: where latents lie end to end by site (compound CLTs), how many sites; each is counted as well.
+        groups: latents that are counted apart as well: a mask for each name, as in `{"shared": shared_L}`.
     """
 
-    n_shared: int | None = None
-    per_site: int | None = None
+    groups: Mapping[str, Bool[Tensor, " L"]] = attrs.field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
-        if self.n_shared is not None:
-            count("L0.n_shared", self.n_shared, least=0)
-        if self.per_site is not None:
-            count("L0.per_site", self.per_site)
+        for name, mask_L in self.groups.items():
+            instance(f"L0.groups[{name!r}]", mask_L, Tensor, "a mask of the latents")
 
     def start(self) -> "_L0Counts":
-        return _L0Counts(self)
+        return _L0Counts(self.groups)
 
 
-@attrs.define
+@attrs.define(eq=False)
 class _L0Counts:
-    asked: L0
+    groups: Mapping[str, Bool[Tensor, " L"]]
     tokens_of_l0: Tensor = attrs.field(factory=lambda: torch.zeros(0, dtype=torch.int64))  # how many have 0, 1, 2, …
     n_tokens: int = 0
-    parts: dict[str, float] = attrs.field(factory=dict)
-
-    def _ranges(self, n_latents: int) -> dict[str, slice]:
-        ranges = {}
-        if self.asked.n_shared is not None:
-            at_most("L0.n_shared", self.asked.n_shared, n_latents, "n_latents")
-            ranges["l0/shared"] = slice(0, self.asked.n_shared)
-            ranges["l0/exclusive"] = slice(self.asked.n_shared, n_latents)
-        if self.asked.per_site is not None:
-            if n_latents % self.asked.per_site:
-                raise BadInput(f"L0.per_site={self.asked.per_site} does not divide n_latents={n_latents}.")
-            size = n_latents // self.asked.per_site
-            ranges |= {f"l0/site_{p}": slice(p * size, (p + 1) * size) for p in range(self.asked.per_site)}
-        return ranges
+    fired_in_groups: dict[str, int] = attrs.field(factory=dict)
 
     def add(self, trace: Trace) -> None:
         more = torch.bincount(trace.latents.l0_B().cpu(), minlength=len(self.tokens_of_l0))
         more[: len(self.tokens_of_l0)] += self.tokens_of_l0
         self.tokens_of_l0 = more
         self.n_tokens += len(trace)
-        ranges = self._ranges(trace.latents.n_latents)
-        if ranges:
-            count_L = trace.latents.count_L()
-            for name, latents in ranges.items():
-                self.parts[name] = self.parts.get(name, 0.0) + float(count_L[latents].sum())
+        count_L = trace.latents.count_L() if self.groups else None
+        for name, mask_L in self.groups.items():
+            assert count_L is not None
+            if mask_L.shape != count_L.shape or mask_L.dtype != torch.bool:
+                given = f"{mask_L.dtype} of shape {tuple(mask_L.shape)}".removeprefix("torch.")
+                raise BadInput(
+                    f"L0.groups[{name!r}] is {given}: it must be a mask of n_latents={len(count_L)} latents."
+                )
+            fired = int(count_L[mask_L.to(count_L.device)].sum())
+            self.fired_in_groups[name] = self.fired_in_groups.get(name, 0) + fired
 
     def _percentile(self, p: int) -> float:
         """Between the two nearest tokens, as `torch.quantile` has it, which takes no more than 2^24 of them."""
@@ -75,7 +66,7 @@ class _L0Counts:
         return {
             "l0/mean": float(sum_of_l0.double() / self.n_tokens),
             **{f"l0/p{p}": self._percentile(p) for p in (5, 50, 95)},
-            **{name: total / self.n_tokens for name, total in self.parts.items()},
+            **{f"l0/{name}": fired / self.n_tokens for name, fired in self.fired_in_groups.items()},
         }
 
 

@@ -5,7 +5,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from crosscode.metrics.base import Sites, site_names
+from crosscode.metrics.base import SiteNames, site_labels
 from crosscode.models import Trace
 
 
@@ -24,7 +24,7 @@ class FVU:
         sites: names along each crosscoding dimension; indices if not given.
     """
 
-    sites: Sites | None = None
+    sites: SiteNames | None = None
 
     def start(self) -> "_FVUSums":
         return _FVUSums(self.sites)
@@ -32,16 +32,16 @@ class FVU:
 
 @attrs.define
 class _FVUSums:
-    sites: Sites | None
+    sites: SiteNames | None
     n: int = 0
-    names: list[str] = attrs.field(factory=list)
+    labels: list[str] = attrs.field(factory=list)
     error_X: Tensor = attrs.field(factory=lambda: torch.zeros(()))
     sum_XD: Tensor = attrs.field(factory=lambda: torch.zeros(()))
     square_XD: Tensor = attrs.field(factory=lambda: torch.zeros(()))
     origin_XD: Tensor | None = None
 
     def add(self, trace: Trace) -> None:
-        self.names = site_names(trace.model.decoder.out_dims, self.sites)
+        self.labels = site_labels(trace.model.decoder.out_dims, self.sites)
         y_BXD = _by_site(trace.targets_BXoDo)
         if self.origin_XD is None:
             self.origin_XD = y_BXD.mean(0)  # sums about a nearby point do not cancel
@@ -54,7 +54,8 @@ class _FVUSums:
     def result(self) -> dict[str, float]:
         variance_X = (self.square_XD - self.sum_XD.square() / max(1, self.n)).sum(-1)
         by_site = {
-            f"fvu/{name}" if name else "fvu": float(e / v) for name, e, v in zip(self.names, self.error_X, variance_X)
+            f"fvu/{label}" if label else "fvu": float(e / v)
+            for label, e, v in zip(self.labels, self.error_X, variance_X)
         }
         return {**by_site, "fvu/pooled": float(self.error_X.sum() / variance_X.sum())}
 
@@ -67,7 +68,7 @@ class ReconstructionBias:
         sites: names along each crosscoding dimension; indices if not given.
     """
 
-    sites: Sites | None = None
+    sites: SiteNames | None = None
 
     def start(self) -> "_BiasSums":
         return _BiasSums(self.sites)
@@ -75,19 +76,19 @@ class ReconstructionBias:
 
 @attrs.define
 class _BiasSums:
-    sites: Sites | None
-    names: list[str] = attrs.field(factory=list)
+    sites: SiteNames | None
+    labels: list[str] = attrs.field(factory=list)
     dot_X: Tensor = attrs.field(factory=lambda: torch.zeros(()))
     square_X: Tensor = attrs.field(factory=lambda: torch.zeros(()))
 
     def add(self, trace: Trace) -> None:
-        self.names = site_names(trace.model.decoder.out_dims, self.sites)
+        self.labels = site_labels(trace.model.decoder.out_dims, self.sites)
         y_BXD, recon_BXD = _by_site(trace.targets_BXoDo), _by_site(trace.recon_BXoDo)
         self.dot_X = self.dot_X + (y_BXD * recon_BXD).sum((0, 2)).cpu()
         self.square_X = self.square_X + recon_BXD.square().sum((0, 2)).cpu()
 
     def result(self) -> dict[str, float]:
         return {
-            f"reconstruction_bias/{name}".rstrip("/"): float(d / s)
-            for name, d, s in zip(self.names, self.dot_X, self.square_X)
+            f"reconstruction_bias/{label}".rstrip("/"): float(d / s)
+            for label, d, s in zip(self.labels, self.dot_X, self.square_X)
         }

@@ -3,10 +3,12 @@
 Each is a family inside the space of dense decoders: `dense` embeds it there, `assign_` projects back.
 """
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce, repeat
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from crosscode.checks import at_most, count
@@ -14,7 +16,7 @@ from crosscode.errors import BadInput
 from crosscode.kernels.sparse import row_norms
 from crosscode.latents import Latents, at_least_fp32
 from crosscode.models.masks import SiteMask
-from crosscode.module import evolve, module
+from crosscode.module import evolve, module, randomised
 from crosscode.one_definition import OneDefinition, form_of, true_of
 from crosscode.shapes import Dims, checked_dims, real_coordinates
 
@@ -61,6 +63,28 @@ class Decoder(OneDefinition, nn.Module):
     def forward(self, latents: Latents) -> Float[Tensor, "B *Xo Do"]:
         """`f W_dec + b_dec`."""
         return _add_bias(self.linear(latents), self.b_dec_XoDo)
+
+    @true_of("dense")
+    @torch.no_grad()
+    def writes_LXo(self) -> Bool[Tensor, "L *Xo"]:
+        """The sites that each latent can write: its direction there is not 0 by construction.
+
+        Found by giving a copy other parameters.
+        """
+        return (randomised(copy.deepcopy(self)).dense() != 0).any(-1)
+
+    @true_of("dense")
+    @torch.no_grad()
+    def shared_L(self) -> Bool[Tensor, " L"]:
+        """Which latents write one and the same to every entry of the first crosscoding dimension by construction.
+
+        Where that is the models, such latents are shared between them. Found by giving a copy other parameters.
+        """
+        W_dec_LXoDo = randomised(copy.deepcopy(self)).dense()
+        if not self.out_dims or self.out_dims[0] == 1:
+            return W_dec_LXoDo.new_zeros(self.n_latents, dtype=torch.bool)
+        same_LO = (W_dec_LXoDo == W_dec_LXoDo[:, :1]).flatten(1)
+        return same_LO.all(-1) & (W_dec_LXoDo != 0).flatten(1).any(-1)
 
     @true_of("dense")
     @torch.no_grad()
@@ -121,6 +145,14 @@ class DenseDecoder(Decoder):
         allowed = None if self.mask is None else self.mask.allowed_LX(self.n_latents, self.out_dims)[..., None]
         self.register_buffer("allowed_LXoDo", None if allowed is None else allowed.bool(), persistent=False)
 
+    def writes_LXo(self) -> Bool[Tensor, "L *Xo"]:
+        if self.allowed_LXoDo is None:
+            return self.W_dec_LXoDo.new_ones(self.n_latents, *self.out_dims, dtype=torch.bool)
+        return self.allowed_LXoDo[..., 0]
+
+    def shared_L(self) -> Bool[Tensor, " L"]:
+        return self.W_dec_LXoDo.new_zeros(self.n_latents, dtype=torch.bool)
+
     def dense(self) -> Float[Tensor, "L *Xo Do"]:
         return self.W_dec_LXoDo if self.allowed_LXoDo is None else self.W_dec_LXoDo * self.allowed_LXoDo
 
@@ -171,6 +203,13 @@ class SharedDecoder(Decoder):
         self.W_shared_LsPD = nn.Parameter(torch.zeros(self.n_shared, *self.out_dims[1:], self.d_out))
         self.W_exclusive_LfMPD = nn.Parameter(torch.zeros(self.n_latents - self.n_shared, *self.out_dims, self.d_out))
         self.b_dec_XoDo = _make_bias(self.bias, self.out_dims, self.d_out)
+
+    def writes_LXo(self) -> Bool[Tensor, "L M *P"]:
+        return self.W_shared_LsPD.new_ones(self.n_latents, *self.out_dims, dtype=torch.bool)
+
+    def shared_L(self) -> Bool[Tensor, " L"]:
+        index_L = torch.arange(self.n_latents, device=self.W_shared_LsPD.device)
+        return index_L < (self.n_shared if self.out_dims[0] > 1 else 0)
 
     @property
     def W_dec_LXoDo(self) -> Float[Tensor, "L M *P D"]:

@@ -1,8 +1,10 @@
 """Encoders: scaled activations in, pre-activations out."""
 
+import copy
+
 import torch
 from einops import einsum, rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from crosscode.checks import count
@@ -10,7 +12,7 @@ from crosscode.errors import BadInput
 from crosscode.kernels.pattern import Pattern
 from crosscode.kernels.sparse import attach_linear
 from crosscode.models.masks import SiteMask
-from crosscode.module import evolve, module
+from crosscode.module import evolve, module, randomised
 from crosscode.one_definition import OneDefinition, definition, form_of, true_of
 from crosscode.shapes import Dims, checked_dims, n_sites, real_coordinates
 
@@ -82,6 +84,26 @@ class Encoder(OneDefinition, nn.Module):
     def assign_(self, W_enc_XiDiL: Float[Tensor, "*Xi Di L"]) -> None:
         """Set the weights to the projection of dense ones."""
         raise BadInput(f"{type(self).__name__} has no dense weights to be set: write its method assign_.")
+
+    @true_of("forward")
+    @torch.no_grad()
+    def reads_LXi(self) -> Bool[Tensor, "L *Xi"]:
+        """The sites that each latent can read: its pre-activation there is not deaf by construction.
+
+        Found by giving a copy other parameters, and other activations at one site after the other.
+        """
+        twin = randomised(copy.deepcopy(self)).eval()
+        like = next(twin.parameters(), torch.zeros(()))
+        generator = torch.Generator().manual_seed(0)
+        n, shape = n_sites(self.in_dims), (8, n_sites(self.in_dims), self.d_in)
+        x_BXD, other_BXD = (torch.randn(shape, generator=generator).to(like) for _ in range(2))
+        pre_BL = twin(x_BXD.reshape(8, *self.in_dims, self.d_in))
+        reads_XL = []
+        for i in range(n):
+            moved_BXD = x_BXD.clone()
+            moved_BXD[:, i] = other_BXD[:, i]
+            reads_XL.append((twin(moved_BXD.reshape(8, *self.in_dims, self.d_in)) != pre_BL).any(0))
+        return torch.stack(reads_XL, dim=-1).reshape(self.n_latents, *self.in_dims)
 
     @true_of("forward")
     def folded(
@@ -186,6 +208,11 @@ class DenseEncoder(AffineEncoder):
             allowed_XiDiL = einsum(allowed_LXi, allowed_XiDi, "L ..., ... Di -> ... Di L").bool()
         self.register_buffer("allowed_XiDiL", allowed_XiDiL, persistent=False)
 
+    def reads_LXi(self) -> Bool[Tensor, "L *Xi"]:
+        if self.allowed_XiDiL is None:
+            return self.W_enc_XiDiL.new_ones(self.n_latents, *self.in_dims, dtype=torch.bool)
+        return rearrange(self.allowed_XiDiL.any(-2), "... L -> L ...")
+
     def weights(self) -> Float[Tensor, "*Xi Di L"]:
         """The weights as a dense tensor, masked entries zero."""
         return self.W_enc_XiDiL if self.allowed_XiDiL is None else self.W_enc_XiDiL * self.allowed_XiDiL
@@ -238,6 +265,10 @@ class PerSiteEncoder(Encoder):
 
     def _site(self, p: int) -> slice:
         return slice(p * self.n_latents_per_site, (p + 1) * self.n_latents_per_site)
+
+    def reads_LXi(self) -> Bool[Tensor, "L P"]:
+        eye_PP = torch.eye(n_sites(self.in_dims), device=self.W_enc_PDiLp.device, dtype=torch.bool)
+        return eye_PP.repeat_interleave(self.n_latents_per_site, dim=0)
 
     def weights(self) -> Float[Tensor, "P Di L"]:
         """The weights as a dense tensor, block-diagonal over sites."""

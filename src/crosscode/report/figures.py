@@ -41,7 +41,7 @@ def figures_of(run: SavedRun | Path | str) -> dict[str, Any]:
 CURVES = {
     "loss": ("loss", "reconstruction"),
     "fvu": ("fvu/",),
-    "l0": ("l0/mean", "l0/shared", "l0/exclusive", "l0/site_"),
+    "l0": ("l0/mean", "l0/shared", "l0/exclusive", "l0/dedicated_", "l0/site_"),
     "lambda": ("lambda/",),
     "penalty": ("penalty/",),
     "dead": ("dead",),
@@ -97,16 +97,16 @@ def curves(rows: Sequence[Mapping[str, Any]], prefixes: Sequence[str]) -> Any:
 
 
 def relative_norm(run: SavedRun) -> Any:
-    """How many living latents have which share of their decoder norms in the second model, beside the null run's."""
+    """How many eligible latents have which share of their decoder norms in the second model, beside the null run's."""
     import plotly.graph_objects as go
 
     edges = torch.linspace(0, 1, N_BINS + 1)
     figure = go.Figure()
-    counts = _counts(run.evaluation.latents["relative_norm_L"][run.free_L()], edges)
+    counts = _counts(run.evaluation.latents["relative_norm_L"][run.eligible_L()], edges)
     figure.add_bar(x=_middles(edges), y=counts, width=1 / N_BINS, name="this run", marker_color=MODELS[0], opacity=0.85)
     if run.null is not None:
         null = SavedRun(run.folder, {}, {}, {}, {}, (), run.null)
-        counts = _counts(run.null.latents["relative_norm_L"][null.free_L()], edges)
+        counts = _counts(run.null.latents["relative_norm_L"][null.eligible_L()], edges)
         line = {"color": NEUTRAL, "width": 2, "shape": "hvh"}
         figure.add_scatter(x=_middles(edges), y=counts, name="null control", mode="lines", line=line)
     for edge in run.cut_offs["relative_norm"]:
@@ -125,13 +125,12 @@ def relative_norm(run: SavedRun) -> Any:
 def decoder_cosine(run: SavedRun) -> Any:
     """Cosines between a latent's directions in the first two models, hookpoint by hookpoint.
 
-    Of latents that fired and are not tied; of a latent beyond the cut-offs one direction is hardly there, so those
-    are left out.
+    Of eligible latents; of a latent beyond the cut-offs one direction is hardly there, so those are left out.
     """
     import plotly.graph_objects as go
 
     cosine_LP = run.evaluation.latents["cosine_LP"]
-    shown_L = run.free_L() & ~run.beyond_L(0) & ~run.beyond_L(1)
+    shown_L = run.eligible_L() & ~run.beyond_L(0) & ~run.beyond_L(1)
     edges = torch.linspace(-1, 1, N_BINS + 1)
     figure = go.Figure()
     for p, hookpoint in enumerate(run.hookpoints):
@@ -151,7 +150,7 @@ def decoder_cosine(run: SavedRun) -> Any:
 
 
 def latent_scaling(run: SavedRun, most: float = 1.6) -> Any:
-    """`nu_recon` against `nu_error` of every free latent, along what it writes to the model that has more of it.
+    """`nu_recon` against `nu_error` of every eligible latent, along what it writes to the model that has more of it.
 
     Args:
         run: with latent scaling.
@@ -171,7 +170,7 @@ def latent_scaling(run: SavedRun, most: float = 1.6) -> Any:
         add(**{axis: at[name]}, line={"color": NEUTRAL, "dash": "dash", "width": 1.2})
     for model in (0, 1):
         rho_L = latents["relative_norm_L"]
-        leaning_L = run.free_L() & ((rho_L >= 0.5) if model else (rho_L < 0.5))
+        leaning_L = run.eligible_L() & ((rho_L >= 0.5) if model else (rho_L < 0.5))
         nu_recon_L, nu_error_L = scaling[model].nu_recon_L, scaling[model].nu_error_L
         for beyond, mask_L in ((False, leaning_L & ~run.beyond_L(model)), (True, run.beyond_L(model))):
             index = (mask_L & ~nu_recon_L.isnan() & ~nu_error_L.isnan()).nonzero()[:, 0]
@@ -216,9 +215,9 @@ def density(run: SavedRun) -> Any:
     if len(log_N):
         edges = torch.linspace(float(log_N.min().floor()), 0, N_BINS + 1)
         groups = {"latents": density_L > 0}
-        if "tied_L" in run.evaluation.latents:
-            tied_L = run.evaluation.latents["tied_L"]
-            groups = {"free": (density_L > 0) & ~tied_L, "tied between models": (density_L > 0) & tied_L}
+        if "shared_L" in run.evaluation.latents:
+            shared_L = run.evaluation.latents["shared_L"]
+            groups = {"not shared": (density_L > 0) & ~shared_L, "shared by construction": (density_L > 0) & shared_L}
         for i, (name, mask_L) in enumerate(groups.items()):
             counts = _counts(density_L[mask_L].log10(), edges)
             x = [round(float(10**middle), 8) for middle in _middles(edges)]

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from crosscode.errors import DAMAGE, CrosscodeError, first_line
-from crosscode.evaluation import tokens_in
-from crosscode.evaluation.full import token_counts
+from crosscode.evaluation import token_counts, tokens_in
 from crosscode.files import write_whole
 from crosscode.report.figures import MODELS, NEUTRAL, figures_of, plotly_script
 from crosscode.report.saved import SavedRun, read_run
@@ -189,7 +188,8 @@ def facts(run: SavedRun) -> Iterator[tuple[str, str]]:
     if "tokens" in run.summary:
         batch = f", {options['batch_size'] * options['accumulate']:,} a step" if options else ""
         yield "trained on", f"{run.summary['tokens']:,} tokens in {run.summary['step']:,} steps{batch}"
-    yield "measured on", f"{source['tokens']:,} tokens of the {source['split'].replace('_', '-')} split"
+    split = f"the {source['split'].replace('_', '-')} split" if "split" in source else f"its data ({source['data']})"
+    yield "measured on", f"{source['tokens']:,} tokens of {split}"
     for part, why in run.evaluation.absent.items():
         yield "not there", f"{part}: {why}"
     if provenance:
@@ -413,16 +413,19 @@ def latent_kinds(run: SavedRun) -> tuple[list[dict[str, str]], Tensor]:
         {"name": f"towards {one}, not confirmed", "colour": MODELS[0], "hollow": "yes"},
         {"name": f"towards {other}, not confirmed", "colour": MODELS[1], "hollow": "yes"},
         {"name": "in both", "colour": NEUTRAL},
-        {"name": "tied by construction", "colour": NEUTRAL, "hollow": "yes"},
+        {"name": "shared by construction", "colour": NEUTRAL, "hollow": "yes"},
+        {"name": "dedicated by construction", "colour": MODELS[2], "hollow": "yes"},
         {"name": "never fired here", "colour": "none"},
     ]
     kind_L = torch.full((len(fired_L),), 4)
-    if "tied_L" in run.evaluation.latents:
-        kind_L[run.evaluation.latents["tied_L"]] = 5
+    if "dedicated_L" in run.evaluation.latents:
+        kind_L[run.evaluation.latents["dedicated_L"] >= 0] = 6
+    if "shared_L" in run.evaluation.latents:
+        kind_L[run.evaluation.latents["shared_L"]] = 5
     for model in (0, 1):
         kind_L[run.beyond_L(model)] = 2 + model
         kind_L[run.exclusive_L(model)] = model
-    kind_L[~fired_L] = 6
+    kind_L[~fired_L] = 7
     return kinds, kind_L
 
 

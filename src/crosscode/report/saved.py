@@ -11,7 +11,7 @@ from torch import Tensor
 
 from crosscode import run_folder
 from crosscode.errors import BadInput
-from crosscode.evaluation import Evaluation, free_L, is_evaluated
+from crosscode.evaluation import Evaluation, eligible_L, is_evaluated
 from crosscode.files import read_json, rows_of
 
 EXCLUSIVITY = "exclusivity"
@@ -79,18 +79,18 @@ class SavedRun:
     def fired_L(self) -> Bool[Tensor, " L"]:
         return self.evaluation.latents["count_L"] > 0
 
-    def free_L(self) -> Bool[Tensor, " L"]:
-        """Latents that fired and are not tied between models by construction."""
-        return free_L(self.evaluation.latents)
+    def eligible_L(self) -> Bool[Tensor, " L"]:
+        """Latents that may be called exclusive: they fired, and are not shared or dedicated by construction."""
+        return eligible_L(self.evaluation.latents)
 
     def beyond_L(self, model: int) -> Bool[Tensor, " L"]:
-        """Free latents whose relative norm lies beyond the cut-off towards the first (0) or the second model (1)."""
+        """Eligible latents with a relative norm beyond the cut-off towards the first (0) or the second (1) model."""
         if f"beyond_{model}_L" in self.masks:
             return self.masks[f"beyond_{model}_L"].bool()
         low, high = self.cut_offs["relative_norm"]
         rho_L = self.evaluation.latents["relative_norm_L"]
         beyond_L: Tensor = rho_L <= low if model == 0 else rho_L >= high
-        return self.free_L() & beyond_L
+        return self.eligible_L() & beyond_L
 
     def exclusive_L(self, model: int) -> Bool[Tensor, " L"]:
         """Those among them that latent scaling confirms."""

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from crosscode.evaluation import Evaluation, Exclusivity, free_L
+from crosscode.evaluation import Evaluation, Exclusivity, eligible_L
 
 BEFORE, AFTER = 36, 24  # characters of context on either side of a token
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -80,9 +80,9 @@ def _one_sided(evaluation: Evaluation, most: int = 3) -> Iterator[str]:
     rho_L, fired_L = evaluation.latents["relative_norm_L"], evaluation.latents["count_L"] > 0
     one, other = evaluation.source["models"][:2]
     at = evaluation.source["cut_offs"]["relative_norm"]
-    shown_L = free_L(evaluation.latents)
+    shown_L = eligible_L(evaluation.latents)
     n = int(shown_L.sum())
-    yield f"\nRelative decoder norms, in scaled space, of {n} untied latents that fired: 0 only {one}, 1 only {other}"
+    yield f"\nRelative decoder norms, in scaled space, of {n} unshared latents that fired: 0 only {one}, 1 only {other}"
     yield histogram(rho_L[shown_L])
     for model in (other, one):
         order = rho_L.masked_fill(~fired_L, 0.5).argsort(descending=model == other, stable=True)
@@ -101,7 +101,7 @@ def print_exclusivity(found: Exclusivity, model_names: tuple[str, ...]) -> None:
     """How many latents are exclusive to either model, and how often the same is said of the null."""
     (low, high), (other, model) = found.cut_offs, model_names[:2]
     print(f"\nThe null's relative norms end at {low:.3f} and {high:.3f} (percentiles 1 and 99). Beyond, and confirmed")
-    print(f"by latent scaling, of {found.n_eligible} latents that fired and are not tied:")
+    print(f"by latent scaling, of {found.n_eligible} latents that fired and are not shared:")
     print(f"  exclusive to {model:<20} {found.pair.towards_1.n_specific:4}")
     print(f"  exclusive to {other:<20} {found.pair.towards_0.n_specific:4}")
     print(f"The same is said of {found.null.n_exclusive} of the null's {found.n_null} latents: false positives,")
@@ -118,7 +118,7 @@ def strongest(evaluation: Evaluation, latent: int) -> str:
         return ""
     e = int((examples.latents_E == latent).nonzero()[0])
     tokens = examples.tokens_EKW[e, int(torch.argmax(examples.strength_EK()[e]))].tolist()
-    read = [evaluation.texts.get(id_, "") for id_ in tokens]
+    read = ["" if id_ < 0 else evaluation.texts.get(id_, f"[{id_}]") for id_ in tokens]
     at = examples.before
     return concordance("".join(read[:at]), read[at], "".join(read[at + 1 :]))
 

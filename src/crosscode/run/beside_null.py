@@ -13,15 +13,15 @@ from crosscode.evaluation import (
     Exclusivity,
     Parts,
     compared,
-    diffs_models,
     exclusivity,
     is_evaluated,
+    names_of,
     remove_exclusivity,
 )
 from crosscode.files import write_json
 from crosscode.report import print_exclusivity
 from crosscode.run.options import RunOptions
-from crosscode.run.recipe import held_out_of, make_report, run_recipe, wandb_of
+from crosscode.run.recipe import make_report, run_recipe, wandb_of
 from crosscode.run.resuming import check_null, refuse_cut_short
 from crosscode.run_folder import NULL, REPORT, SUMMARY
 from crosscode.training import Trainer
@@ -39,7 +39,8 @@ def run_beside_null(factory: Callable[..., Trainer], run: RunOptions, scheme: Ma
     name = factory.__name__
     null_run = run.beside_null(name)
     trainer, null_trainer = (factory(each, **scheme) for each in (run, null_run))  # bad input is told before training
-    if not diffs_models(trainer.model):
+    names = names_of(trainer.model, trainer.data)
+    if not names.compares_models:
         raise BadInput(f"null={run.null!r}: {name} does not write two models side by side.")
     if null_run.resume:
         check_null(null_trainer, null_run.directory(name))
@@ -67,8 +68,7 @@ def run_beside_null(factory: Callable[..., Trainer], run: RunOptions, scheme: Ma
         finally:
             wandb.finish()
     if found is not None and not run.quiet:
-        names = held_out_of(trainer.model, run).model_names
-        parts.run("showing the null", partial(print_exclusivity, found, names), passing_on=(OSError,))
+        parts.run("showing the null", partial(print_exclusivity, found, names.models), passing_on=(OSError,))
         if reported:
             print(f"The report: {directory / REPORT}")
     return summary

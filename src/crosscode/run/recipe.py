@@ -2,13 +2,15 @@
 
 import shutil
 import sys
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 
+from crosscode.batch import Batch
 from crosscode.callbacks import (
     Checkpoint,
     JSONLines,
@@ -49,18 +51,42 @@ from crosscode.saving import save
 from crosscode.training import Trainer, delete_checkpoints, describe
 
 
-def dataloader_of(trainer: Trainer) -> Dataloader:
-    """A recipe's own data: what `RunOptions.dataloader` made."""
-    if not isinstance(trainer.data, Dataloader):
-        raise BadInput(f"a recipe trains on a Dataloader, got {type(trainer.data).__name__}.")
-    return trainer.data
+def dataloader_of(trainer: Trainer, run: RunOptions) -> Dataloader:
+    """What a run harvests: the recipe's data, or, of data of the recipe's own, what the options stand for."""
+    return trainer.data if isinstance(trainer.data, Dataloader) else run.dataloader()
 
 
 def held_out_of(coder: SparseCoder, run: RunOptions) -> Dataloader:
-    """Held-out batches of the shape that the coder reads and writes."""
-    loader = run.dataloader("held_out")
-    fits = (loader.in_dims, loader.out_dims) == (coder.encoder.in_dims, coder.decoder.out_dims)
-    return loader if fits else run.dataloader("held_out", one_site=False)
+    """Held-out batches of the shape that the coder reads and writes; see `data_of`."""
+    return data_of(coder, run, "held_out")
+
+
+def data_of(coder: SparseCoder, run: RunOptions, split: Literal["train", "held_out"]) -> Dataloader:
+    """Batches of the shape that the coder reads and writes, made of the run's options.
+
+    Raises:
+        BadInput: the options stand for other activations: the coder was trained on data of its recipe's own.
+    """
+    loader = run.dataloader(split)
+    wanted = (coder.encoder.in_dims, coder.decoder.out_dims)
+    if (loader.in_dims, loader.out_dims) != wanted and len(run.models) == 1:
+        loader = run.dataloader(split, one_site=False)
+    made = (loader.in_dims, loader.out_dims)
+    if made != wanted:
+        raise BadInput(
+            f"the run's options stand for activations of crosscoding dimensions {made[0]} and {made[1]}, but its coder "
+            f"is of {wanted[0]} and {wanted[1]}: it was trained on data of its recipe's own, so hand them to "
+            "full_evaluation in Python."
+        )
+    return loader
+
+
+def measured_on(trainer: Trainer, run: RunOptions) -> Iterable[Batch]:
+    """What a run's figures are of: what the recipe holds out; else held-out text where it trains on a `Dataloader`;
+    else its training data."""
+    if trainer.held_out is not None:
+        return trainer.held_out
+    return held_out_of(trainer.model, run) if isinstance(trainer.data, Dataloader) else trainer.data
 
 
 def dead_after_tokens_of(trainer: Trainer, run: RunOptions) -> int:
@@ -89,13 +115,14 @@ def run_recipe(trainer: Trainer, run: RunOptions, name: str) -> dict[str, Any]:
     wandb = wandb_of(run, name)
     sinks: list[Sink] = [JSONLines(directory / CURVES), wandb]
     dead_after = dead_after_tokens_of(trainer, run)
-    metrics = [*measures(trainer.model, dataloader_of(trainer)), Dead(dead_after)]
+    metrics = [*measures(trainer.model, trainer.data), Dead(dead_after)]
     log = Log(sinks, every=run.log_every, metrics=metrics, samples_every=10 * run.log_every)
     bar = () if run.quiet else (ProgressBar(),)
+    held_out = measured_on(trainer, run)
     trainer = attrs.evolve(
         trainer,
         callbacks=(*trainer.callbacks, log, checkpoints, *bar, *(() if profile is None else (profile,))),
-        held_out=held_out_of(trainer.model, run) if trainer.held_out is None else trainer.held_out,
+        held_out=held_out,
     )
     with made_and_locked(directory, trainer):
         take_up(trainer, directory, name, run.resume, run.resume_changed)
@@ -131,16 +158,19 @@ def run_recipe(trainer: Trainer, run: RunOptions, name: str) -> dict[str, Any]:
 
 def _measure(trainer: Trainer, run: RunOptions, name: str, spent: TimeSpent | None, dead_after: int) -> dict[str, Any]:
     """The summary of a trained coder on held-out tokens, written down and printed."""
-    directory, coder, held_out = run.directory(name), trainer.model, held_out_of(trainer.model, run)
+    directory, coder, data = run.directory(name), trainer.model, trainer.calibration_data
+    what = "training" if data is trainer.data else "held-out"
     if not run.quiet:
-        print(f"{name}: measuring on {run.eval_tokens:,} held-out tokens", file=sys.stderr)
+        print(f"{name}: measuring on {run.eval_tokens:,} {what} tokens", file=sys.stderr)
+    if data is trainer.data:
+        warn(f"{name} holds no data out: its figures are of training data. Give its Trainer held_out for others.")
     dead_L = (trainer.state.tokens_since_fired_L >= dead_after).cpu()
-    read = tokens_read(trainer.state.cursor)
+    read = tokens_read(trainer.state.cursor) if isinstance(trainer.data, Dataloader) else None
     parts = Parts()
-    measured = partial(
-        full_evaluation, coder, held_out, run.eval_tokens, splice_tokens=run.splice_tokens, dead_L=dead_L
-    )
+    measured = partial(full_evaluation, coder, data, run.eval_tokens, splice_tokens=run.splice_tokens, dead_L=dead_L)
     evaluation = parts.run("the evaluation", measured)
+    if evaluation is not None and data is trainer.data:
+        evaluation = attrs.evolve(evaluation, source={**evaluation.source, "split": "train"})
     with writing(directory):
         save_silence(directory, trainer.state.tokens_since_fired_L, dead_L)
         remove_exclusivity(directory)  # what an earlier run in this folder was judged to be
@@ -153,7 +183,7 @@ def _measure(trainer: Trainer, run: RunOptions, name: str, spent: TimeSpent | No
             "recipe": name,
             "step": trainer.state.step,
             "tokens": trainer.state.tokens,
-            **{f"training_tokens/{name}": n for name, n in attrs.asdict(read).items()},
+            **({} if read is None else {f"training_tokens/{name}": n for name, n in attrs.asdict(read).items()}),
             **({"bad_rows": trainer.state.cursor.get("bad_rows", 0)} if run.skip_bad_rows else {}),
             **({} if evaluation is None else evaluation.finite()),
             **({"absent": absent} if absent else {}),
@@ -162,10 +192,11 @@ def _measure(trainer: Trainer, run: RunOptions, name: str, spent: TimeSpent | No
         write_json(directory / SUMMARY, summary)
     if not run.quiet:
         if evaluation is not None:
-            title = f"{name} after {trainer.state.tokens:,} tokens, on held-out text"
+            title = f"{name} after {trainer.state.tokens:,} tokens, on {what} data"
             shown = partial(print_evaluation, evaluation, title)
             parts.run("showing the evaluation", shown, passing_on=(OSError,))
-        print(f"Training, {read}")
+        if read is not None:
+            print(f"Training, {read}")
         if run.skip_bad_rows:
             print(f"Bad rows that were left out of the training text: {summary['bad_rows']:,}")
         print(f"\nThe coder is in {directory / CODER}; to load it:\n\n    import crosscode")
