@@ -103,6 +103,7 @@ def test_a_target_is_told_from_an_input() -> None:
     run = Trainer(
         model=coder,
         data=[Batch(x_BD, y_BD)],
+        init=[AnthropicTranspose(1.0)],
         loss=SummedSquaredError(),
         optimizer=torch.optim.Adam(coder.parameters()),
         lr=1e-2,
