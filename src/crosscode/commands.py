@@ -15,13 +15,14 @@ from crosscode.data.cache import list_cache, prune_cache, verify_cache
 from crosscode.errors import DAMAGE, BadInput, warn
 from crosscode.evaluation import Ablation, CutOffs, full_evaluation
 from crosscode.files import read_json
+from crosscode.named import object_named
 from crosscode.report import print_evaluation, print_exclusivity, write_report
 from crosscode.run.beside_null import judge_by_null
 from crosscode.run.options import RunOptions
 from crosscode.run.program import print_loading
 from crosscode.run.recipe import held_out_of
-from crosscode.run_folder import CODER, CONFIGURATION, OPTIONS, locked, read_dead, writing
-from crosscode.saving import load
+from crosscode.run_folder import CODER, CONFIGURATION, OPTIONS, locked, read_dead, words_for_classes, writing
+from crosscode.saving import UnknownClass, classes_named, load
 from crosscode.training import calibrate, describe
 from crosscode.training.description import differences
 
@@ -39,6 +40,7 @@ def evaluate(
     nu_error: float = 0.2,
     nu_recon: float = 0.5,
     example_latents: int = 1_000,
+    classes: tuple[str, ...] = (),
     device: str | None = None,
     quiet: bool = False,
 ) -> None:
@@ -53,6 +55,8 @@ def evaluate(
         nu_error: latent scaling confirms it below this nu_error (Minder 2025: 0.2; their plots: 0.3) …
         nu_recon: … and below this nu_recon (Minder 2025: 0.5; their plots: 0.3).
         example_latents: of how many latents to keep examples and logits.
+        classes: the coder's classes that are not crosscode's, as `lab.py:Gated` or `lab.parts:Gated`; what is named
+            here is imported, which runs its code.
         device: where coder and models run; as in training if not given.
         quiet: print nothing.
     """
@@ -65,7 +69,11 @@ def evaluate(
         if device is not None:
             raise
         raise BadInput(f"{str(run)!r} was trained on another machine: {error} Give --device, such as cpu.") from error
-    coder = load(run / CODER, device=options.device)
+    try:
+        coder = load(run / CODER, [object_named("classes", name) for name in classes], options.device)
+    except UnknownClass as error:
+        words = words_for_classes(run, classes_named(run / CODER))
+        raise BadInput(f"{str(run)!r} is made of classes that are not crosscode's: add --classes {words}") from error
     held_out = held_out_of(coder, options)
     if not quiet:
         print_loading(run.name, options)

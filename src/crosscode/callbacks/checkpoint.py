@@ -10,8 +10,10 @@ from crosscode.checks import at_least
 from crosscode.errors import warn
 from crosscode.order import Effect
 from crosscode.phases import Phase
+from crosscode.saving import spec_text
 from crosscode.training import Snapshot, StepReport, Trainer, delete_checkpoints, sweep, write_checkpoint
 from crosscode.training.background import Background
+from crosscode.training.optimizers import split_state
 
 
 @attrs.define(eq=False)
@@ -53,6 +55,11 @@ class Checkpoint:
         at_least("Checkpoint.keep", self.keep, 1)
         if self.keep_every is not None:
             at_least("Checkpoint.keep_every", self.keep_every, 1)
+
+    def check_trainer(self, trainer: Trainer) -> None:
+        """Raise `BadInput` for a coder or an optimizer that cannot be saved, before data is read."""
+        spec_text(trainer.model)
+        split_state(trainer.optimizer.state_dict())
 
     def on_start(self, trainer: Trainer) -> None:
         """Of what an earlier run left here, that which lies beyond the step that this one starts at is not its own."""

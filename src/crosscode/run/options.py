@@ -3,7 +3,7 @@
 import functools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_origin
@@ -11,6 +11,7 @@ from typing import Any, Literal, get_origin
 import attrs
 import torch
 from beartype.door import is_bearable
+from torch import nn
 
 from crosscode.checks import at_least, at_most, count, one_of, positive, share
 from crosscode.data import (
@@ -343,9 +344,53 @@ class RunOptions:
         vars(run)["language_models"] = [self.language_models[0], null]
         return run
 
-    def adam(self, coder: SparseCoder, eps: float = 1e-8) -> torch.optim.Optimizer:
-        """Adam over a coder's parameters, without weight decay."""
-        return torch.optim.Adam(coder.parameters(), betas=self.betas, eps=eps, fused=True)
+    def optimizer(
+        self,
+        coder: SparseCoder,
+        cls: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
+        groups: Mapping[nn.Module, Mapping[str, Any]] | None = None,
+        **arguments: Any,
+    ) -> torch.optim.Optimizer:
+        """An optimizer over a coder's parameters, those of some parts in groups of their own.
+
+        Args:
+            coder: the coder.
+            cls: the optimizer's class, or a function of parameter groups.
+            groups: parts of the coder, each with what differs in its group: `{jumprelu: {"lr_multiplier": 10.0}}` for
+                ten times the run's learning rate.
+            **arguments: of `cls`.
+
+        Raises:
+            BadInput: a part has no parameters, or none that are the coder's alone.
+        """
+        left = dict.fromkeys(coder.parameters())
+        of_parts: list[dict[str, Any]] = []
+        for part, options in (groups or {}).items():
+            own = [parameter for parameter in part.parameters() if parameter in left]
+            if not own:
+                raise BadInput(
+                    f"groups: {type(part).__name__} has no parameters of the coder that are in no other group."
+                )
+            of_parts.append({"params": own, **options})
+            for parameter in own:
+                del left[parameter]
+        return cls([{"params": list(left)}, *of_parts], **arguments)
+
+    def adam(
+        self, coder: SparseCoder, eps: float = 1e-8, lr_multipliers: Mapping[nn.Module, float] | None = None
+    ) -> torch.optim.Optimizer:
+        """Adam over a coder's parameters, without weight decay.
+
+        Args:
+            coder: the coder.
+            eps: see `torch.optim.Adam`.
+            lr_multipliers: parts that have a learning rate of their own, each with the multiple of the run's that it
+                is. January's thresholds need about ten times the rate to reach a target L0 in a short run.
+        """
+        for part, multiplier in (lr_multipliers or {}).items():
+            at_least(f"lr_multipliers[{type(part).__name__}]", multiplier, 0)
+        groups = {part: {"lr_multiplier": each} for part, each in (lr_multipliers or {}).items() if each != 1}
+        return self.optimizer(coder, torch.optim.Adam, groups, betas=self.betas, eps=eps, fused=True)
 
     def lr_schedule(self, lr: float, num_steps: int) -> WarmupStableDecay:
         """Warm-up, `lr`, decay to 0; each of the two lasts its share of the run."""

@@ -27,12 +27,14 @@ from crosscode.evaluation import Parts, full_evaluation, measures, remove_evalua
 from crosscode.files import write_json
 from crosscode.metrics import Dead
 from crosscode.models import SparseCoder
+from crosscode.named import import_of, name_of
 from crosscode.penalties import AuxK
 from crosscode.report import figures_of, print_evaluation, write_report
 from crosscode.run.options import RunOptions
 from crosscode.run.resuming import made_and_locked, take_up
 from crosscode.run_folder import (
     CHECKPOINTS,
+    CLASSES,
     CODER,
     CONFIGURATION,
     CURVES,
@@ -45,7 +47,7 @@ from crosscode.run_folder import (
     write_provenance,
     writing,
 )
-from crosscode.saving import save
+from crosscode.saving import class_name, own_classes, save
 from crosscode.training import Trainer, delete_checkpoints, describe
 
 
@@ -105,7 +107,9 @@ def run_recipe(trainer: Trainer, run: RunOptions, name: str) -> dict[str, Any]:
         (directory / SUMMARY).unlink(missing_ok=True)
         with writing(directory):
             run.write(directory / OPTIONS)
-            write_json(directory / CONFIGURATION, {RECIPE: name, **describe(trainer)})
+            classes = {class_name(cls): name_of(cls) for cls in own_classes(trainer.model)}
+            hints = {CLASSES: classes} if classes else {}
+            write_json(directory / CONFIGURATION, {RECIPE: name, **hints, **describe(trainer)})
         first_step = trainer.state.step
         if not run.quiet:
             begin = f"measuring scales on {run.init_tokens:,} tokens first"
@@ -168,10 +172,21 @@ def _measure(trainer: Trainer, run: RunOptions, name: str, spent: TimeSpent | No
         print(f"Training, {read}")
         if run.skip_bad_rows:
             print(f"Bad rows that were left out of the training text: {summary['bad_rows']:,}")
-        print(f"\nThe coder is in {directory / CODER}; to load it:\n\n    import crosscode")
-        print(f"    coder = crosscode.load({str(directory / CODER)!r})")
-        print("    latents = coder.encode(activations)  # raw ones\n")
+        print(f"\nThe coder is in {directory / CODER}; to load it:\n")
+        print(*(f"    {line}" for line in how_to_load(coder, directory)), "", sep="\n")
     return summary
+
+
+def how_to_load(coder: SparseCoder, directory: Path) -> list[str]:
+    """The lines that load a run's coder, with the imports of classes that are not crosscode's."""
+    own = own_classes(coder)
+    classes = f", classes=[{', '.join(cls.__name__ for cls in own)}]" if own else ""
+    return [
+        "import crosscode",
+        *(line for cls in own if (line := import_of(cls)) is not None),
+        f"coder = crosscode.load({str(directory / CODER)!r}{classes})",
+        "latents = coder.encode(activations)  # raw ones",
+    ]
 
 
 def wandb_of(run: RunOptions, name: str) -> WeightsAndBiases:

@@ -11,6 +11,7 @@ from crosscode.training.gradients import (
     UnitNormDecoder,
 )
 from crosscode.training.interrupt import Interrupted
+from crosscode.training.optimizers import Several
 from crosscode.training.snapshot import Snapshot
 from crosscode.training.state import TrainState
 from crosscode.training.store import delete_checkpoints, newest_checkpoint, sweep, write_checkpoint
@@ -22,6 +23,7 @@ __all__ = [
     "NonNegativeThresholds",
     "NumericalError",
     "RemoveParallelGradient",
+    "Several",
     "Snapshot",
     "StepReport",
     "TrainState",

@@ -63,6 +63,9 @@ def describe(part: object) -> Any:
         return str(part).removeprefix("torch.")
     if isinstance(part, torch.optim.Optimizer):
         defaults = {name: value for name, value in part.defaults.items() if name != "lr"}
+        multipliers = [group.get("lr_multiplier", 1.0) for group in part.param_groups]
+        if any(each != 1 for each in multipliers):
+            defaults["lr_multipliers"] = multipliers
         return {"type": type(part).__name__, **{name: describe(value) for name, value in defaults.items()}}
     if attrs.has(type(part)):
         return _fields(part)

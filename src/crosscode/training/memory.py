@@ -102,15 +102,21 @@ def _bytes_of(tensors: Sequence[torch.Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def moments_per_number(optimizer: torch.optim.Optimizer) -> int:
-    """How many numbers the optimizer keeps for each number of a parameter, found by one step on two numbers."""
-    probe = nn.Parameter(torch.zeros(2, device="cpu"))
-    probe.grad = torch.zeros(2, device="cpu")
-    taken = inspect.signature(type(optimizer)).parameters
-    twin = type(optimizer)([probe], **{name: value for name, value in optimizer.defaults.items() if name in taken})
-    twin.step()
-    kept = [value for value in twin.state[probe].values() if isinstance(value, torch.Tensor)]
-    return sum(value.numel() == 2 for value in kept)
+def moments_per_number(optimizer: torch.optim.Optimizer) -> float:
+    """How many numbers of float32 the optimizer keeps for each number of a parameter, found by a step on a matrix.
+
+    Two, as Adam, of one that cannot be made from its defaults alone.
+    """
+    probe = nn.Parameter(torch.zeros(2, 2, device="cpu"))
+    probe.grad = torch.zeros(2, 2, device="cpu")
+    try:
+        taken = inspect.signature(type(optimizer)).parameters
+        twin = type(optimizer)([probe], **{name: value for name, value in optimizer.defaults.items() if name in taken})
+        twin.step()
+        kept = [value for value in twin.state[probe].values() if isinstance(value, torch.Tensor)]
+    except Exception:  # whatever an optimizer of one's own raises
+        return 2.0
+    return sum((value.element_size() / probe.element_size() for value in kept if value.numel() == probe.numel()), 0.0)
 
 
 def estimate(trainer: Trainer, data: Dataloader, device: torch.device) -> Estimate:
@@ -125,7 +131,7 @@ def estimate(trainer: Trainer, data: Dataloader, device: torch.device) -> Estima
     models = data.harvester.models
     parameters = list(coder.parameters())
     n_bytes = _bytes_of(parameters)
-    kept = moments_per_number(trainer.optimizer) * n_bytes
+    kept = round(moments_per_number(trainer.optimizer) * n_bytes)
     harvested_at_once = data.harvester.sequences_at_once * data.sequences.sequence_length
     site = numbers_per_token(models, data.hookpoints) * element_size(models)
     ring = 2 * data.harvests_per_block * harvested_at_once * site

@@ -35,6 +35,7 @@ from crosscode.training.calibration import calibrate
 from crosscode.training.finite import check_batch, check_gradients, check_rate, check_terms, check_weights
 from crosscode.training.gradients import ClipNorm, Constraint, GradientTransform
 from crosscode.training.interrupt import deferred_interrupts
+from crosscode.training.optimizers import check_steps, load_optimizer
 from crosscode.training.state import TrainState
 
 Precision = Literal["fp32", "bf16"]
@@ -113,7 +114,7 @@ class Trainer:
         constraints: what holds of parameters before the first step and after every one.
         callbacks: shown a `StepReport` after every step; may have `on_start`, `on_trained` (after the last step, before
             thresholds are calibrated), `on_finish`, `on_interrupt` and `on_end`, each called with the trainer, and a
-            `phase` that its time counts for (`crosscode.phases`).
+            `phase` that its time counts for (`crosscode.phases`); `check_trainer` refuses one before data is read.
         held_out: data that final thresholds are calibrated on; the training data if not given.
         precision: `bf16` computes the dense products in bfloat16, with float32 masters and thresholds.
         state: what a run knows; made fresh if not given.
@@ -186,6 +187,10 @@ class Trainer:
             check_start = getattr(constraint, "check_start", None)
             if check_start is not None:
                 check_start(self.init)
+        for callback in self.callbacks:
+            check_trainer = getattr(callback, "check_trainer", None)
+            if check_trainer is not None:
+                check_trainer(self)
 
     def _parts(self) -> Iterator[tuple[str, object]]:
         """What is made for one coder, by name: all parts but callbacks, of which only the metrics are."""
@@ -196,8 +201,22 @@ class Trainer:
         for i, callback in enumerate(self.callbacks):
             yield from ((f"callbacks[{i}]", metric) for metric in getattr(callback, "metrics", ()))
 
+    def _tensors_of_parts(self) -> dict[str, Tensor]:
+        """What changes in modules that parts are or hold, such as a learned loss: not the coder's, nothing frozen."""
+        seen = set(self.model.modules())
+        found: dict[str, Tensor] = {}
+        for name, part in self._parts():
+            for i, value in enumerate([part, *held_by(part)]):
+                if isinstance(value, nn.Module) and value not in seen:
+                    seen.update(value.modules())
+                    for key, tensor in value.state_dict(keep_vars=True).items():
+                        if tensor.requires_grad or not isinstance(tensor, nn.Parameter):
+                            found[f"{name}{f'.{i}' if i else ''}: {key}"] = tensor
+        return found
+
     def _check_optimizer(self) -> None:
         """A parameter that took another's place since the optimizer was built would never be trained."""
+        check_steps(self.optimizer)
         held = {p for group in self.optimizer.param_groups for p in group["params"]}
         missing = [name for name, p in self.model.named_parameters() if p.requires_grad and p not in held]
         if missing:
@@ -368,9 +387,10 @@ class Trainer:
             _tell(callback, moment, self)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that changes: model, optimizer, state, data cursor and random state."""
+        """Everything that changes: model, optimizer, state, data cursor, random state, and modules among the parts."""
         return {
             "model": self.model.state_dict(),
+            "modules": self._tensors_of_parts(),
             "optimizer": self.optimizer.state_dict(),
             "tokens_since_fired_L": self.state.tokens_since_fired_L,
             "progress": {name: copy.copy(getattr(self.state, name)) for name in PROGRESS},
@@ -379,8 +399,11 @@ class Trainer:
 
     def load_state_dict(self, parts: Mapping[str, Any]) -> None:
         """Continue from what `state_dict` gave."""
+        load_optimizer(self.optimizer, parts["optimizer"])
         self.model.load_state_dict(parts["model"])
-        self.optimizer.load_state_dict(parts["optimizer"])
+        with torch.no_grad():
+            for name, tensor in self._tensors_of_parts().items():
+                tensor.copy_(parts["modules"][name])
         self.state.tokens_since_fired_L.copy_(parts["tokens_since_fired_L"])
         for name in PROGRESS:
             setattr(self.state, name, copy.copy(parts["progress"][name]))
