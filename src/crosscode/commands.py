@@ -41,6 +41,8 @@ def evaluate(
     nu_recon: float = 0.5,
     example_latents: int = 1_000,
     classes: tuple[str, ...] = (),
+    models: tuple[str, ...] = (),
+    dataset: str | None = None,
     device: str | None = None,
     quiet: bool = False,
 ) -> None:
@@ -57,12 +59,15 @@ def evaluate(
         example_latents: of how many latents to keep examples and logits.
         classes: the coder's classes that are not crosscode's, as `lab.py:Gated` or `lab.parts:Gated`; what is named
             here is imported, which runs its code.
+        models: the run's models, where they are elsewhere now, or were handed over as objects: `lab.py:make`.
+        dataset: the run's text, likewise.
         device: where coder and models run; as in training if not given.
         quiet: print nothing.
     """
     cut_offs = CutOffs(relative_norm, nu_error, nu_recon)
     options = RunOptions.read(run / OPTIONS)
-    options = options if device is None else attrs.evolve(options, device=device)
+    elsewhere: dict[str, Any] = {"models": models or None, "dataset": dataset, "device": device}
+    options = attrs.evolve(options, **{name: value for name, value in elsewhere.items() if value is not None})
     try:
         usable_device(options.device)
     except BadInput as error:

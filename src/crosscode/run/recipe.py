@@ -28,7 +28,7 @@ from crosscode.files import write_json
 from crosscode.metrics import Dead
 from crosscode.models import SparseCoder
 from crosscode.named import import_of, name_of
-from crosscode.penalties import AuxK
+from crosscode.penalties import CountsDead
 from crosscode.report import figures_of, print_evaluation, write_report
 from crosscode.run.options import RunOptions
 from crosscode.run.resuming import made_and_locked, take_up
@@ -66,9 +66,9 @@ def held_out_of(coder: SparseCoder, run: RunOptions) -> Dataloader:
 
 
 def dead_after_tokens_of(trainer: Trainer, run: RunOptions) -> int:
-    """The silence that makes a latent dead in every figure: that of the recipe's `AuxK`, if it has one."""
+    """The silence that makes a latent dead in every figure: that of the first penalty that says it, such as `AuxK`."""
     for weighted in trainer.penalties.values():
-        if isinstance(weighted.penalty, AuxK):
+        if isinstance(weighted.penalty, CountsDead) and weighted.penalty.dead_after_tokens is not None:
             return weighted.penalty.dead_after_tokens
     return run.dead_after_tokens(trainer.num_steps)
 
