@@ -21,6 +21,7 @@ from crosscode.run.beside_null import judge_by_null
 from crosscode.run.options import RunOptions
 from crosscode.run.program import print_loading
 from crosscode.run.recipe import held_out_of
+from crosscode.run.sweep import main as main_of_sweep
 from crosscode.run_folder import CODER, CONFIGURATION, OPTIONS, locked, read_dead, words_for_classes, writing
 from crosscode.saving import UnknownClass, classes_named, load
 from crosscode.training import calibrate, describe
@@ -153,10 +154,24 @@ def cache(action: Literal["list", "verify", "prune"], directory: Path, /, *, max
         print(f"{n_removed} shards removed, {left / 1e9:.3f} GB left")
 
 
-COMMANDS: Mapping[str, Callable[..., Any]] = {"evaluate": evaluate, "report": report, "cache": cache}
+def sweep(recipe: Path, /) -> None:
+    """Train every combination of the values that options of a recipe are given, on one harvest, in one folder.
+
+    Args:
+        recipe: the recipe's file, followed by its options, of which any that takes one value may be given several:
+            sweep recipes/topk_crosscoder.py --k 16 32 64 --n-latents 2048 8192
+    """
+    main_of_sweep([str(recipe)])
+
+
+COMMANDS: Mapping[str, Callable[..., Any]] = {"evaluate": evaluate, "report": report, "cache": cache, "sweep": sweep}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command that the first word names; bad input ends the program with one line and exit code 2."""
+    words = sys.argv[1:] if arguments is None else arguments
     with errors_in_one_line():
-        read_command(COMMANDS, sys.argv[1:] if arguments is None else arguments, "python -m crosscode")()
+        if words[:1] == ["sweep"] and words[1:] not in (["-h"], ["--help"]):  # its options are those of the recipe
+            main_of_sweep(words[1:])
+        else:
+            read_command(COMMANDS, words, "python -m crosscode")()

@@ -19,68 +19,7 @@ from crosscode.run import RunOptions
 from crosscode.run.recipe import run_recipe
 from crosscode.run_folder import OPTIONS
 
-LAB = '''
-import torch
-
-
-class Tokenizer:
-    """A letter a token."""
-
-    def __call__(self, texts, add_special_tokens):
-        return {"input_ids": [[ord(letter) - 97 for letter in text if letter.isalpha()] for text in texts]}
-
-    def decode(self, ids):
-        return "".join(chr(97 + i) for i in ids)
-
-
-class Letters:
-    """A language model of one layer: an embedding, drawn from a seed."""
-
-    vocabulary = {chr(97 + i): i for i in range(26)}
-    special_ids = frozenset()
-    bos_id = eos_id = context_length = None
-    n_layers = 1
-    hookpoints = ("embedding",)
-    tokenizer = Tokenizer()
-
-    def __init__(self, seed=0, name="letters"):
-        self.name, self.identity = name, f"letters {seed}"
-        self.W_VD = torch.randn(26, 8, generator=torch.Generator().manual_seed(seed))
-
-    def width(self, hookpoint):
-        return 8
-
-    def harvest(self, tokens_HS, hookpoints):
-        return self.W_VD[tokens_HS][:, :, None].cumsum(1)
-
-
-calls = []
-
-
-def make():
-    calls.append("make")
-    return Letters()
-
-
-def text():
-    words = "alpha beta gamma delta epsilon zeta eta theta iota kappa".split()
-    return [" ".join(words[(i * j) % 10] for j in range(40)) for i in range(200)]
-
-
-def broken():
-    raise OSError("no weights here")
-
-
-number = 3
-
-
-class Mute(Letters):
-    tokenizer = None
-
-
-class NoWidth(Letters):
-    width = None
-'''
+LAB = (Path(__file__).parents[1] / "letters.py").read_text()
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from crosscode.errors import warn
 from crosscode.order import Effect
 from crosscode.phases import Phase
 from crosscode.saving import spec_text
-from crosscode.training import Snapshot, StepReport, Trainer, delete_checkpoints, sweep, write_checkpoint
+from crosscode.training import Snapshot, StepReport, Trainer, clear_away, delete_checkpoints, write_checkpoint
 from crosscode.training.background import Background
 from crosscode.training.optimizers import split_state
 
@@ -64,7 +64,7 @@ class Checkpoint:
     def on_start(self, trainer: Trainer) -> None:
         """Of what an earlier run left here, that which lies beyond the step that this one starts at is not its own."""
         if not self._trainers:
-            sweep(self.directory)
+            clear_away(self.directory)
             delete_checkpoints(self.directory, beyond=trainer.state.step if trainer.state.step else None)
         self._trainers.append(trainer)
 

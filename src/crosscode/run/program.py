@@ -38,6 +38,7 @@ def memory_of(factory: Callable[..., Trainer], run: RunOptions, scheme: Mapping[
         for hookpoint in (*run.reads, *run.writes) or run.hookpoints:
             _ = model.width(hookpoint)  # found in the model as it is, not in one without values
     without_values = attrs.evolve(run, models=run.loaded_models(), device="meta")
+    without_values.take_data_of(run)
     try:
         with torch.device("meta"):
             trainer = factory(without_values, **scheme)
