@@ -251,8 +251,7 @@ class WeightsAndBiases:
             "id": id_file.read_text().strip() if id_file is not None and resumed else None,
             "resume": "allow",
             "config": configuration,
-            "group": self.group,
-            "reinit": "default" if self.group is None else "create_new",
+            **({} if self.group is None else {"group": self.group, "reinit": "create_new"}),  # beside the others
             "settings": wandb.Settings(silent=True, console="off", init_timeout=self.patience),
         }
         try:
