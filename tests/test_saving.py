@@ -41,6 +41,7 @@ from crosscode.training import Trainer, load_checkpoint, newest_checkpoint, save
 from crosscode.training.store import DamagedCheckpoint
 
 REFUSED = (NotLoadable, BadInput)
+ONE, TWO = "activation.activations.0.stored_threshold_L", "activation.activations.1.stored_threshold_L"
 NESTED = json.dumps({"format": 1, "coder": 0}).replace("0", "[" * 900 + "]" * 900)  # parsed, but no further
 
 
@@ -48,6 +49,7 @@ def coders() -> dict[str, SparseCoder]:
     return {
         "diffing": SparseCoder(DenseEncoder((2, 1), 4, 6), JumpReLU(6), SharedDecoder(6, 2, (2, 1), 4)),
         "compound": compound_cross_layer_transcoder(3, 2, 4, PerSite([BatchTopK(1), BatchTopK(2)]), skip=True),
+        "tied": tied_thresholds(),
     }
 
 
@@ -92,10 +94,11 @@ JSON = st.recursive(
     | st.floats()
     | st.text(max_size=8)
     | st.sampled_from(["os.system", "../x", "crosscode.models.sae", "crosscode.models.SparseCoder", "builtins.eval"])
+    | st.sampled_from([ONE, TWO])
     | st.sampled_from(["crosscode.activations.TopK", "crosscode.models.DenseEncoder", "crosscode.saving.Path", ""]),
     lambda inner: (
         st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["class", "fields", "slice", "k", "n_latents"]), inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["class", "fields", "slice", "k", "n_latents", ONE, TWO]), inner, max_size=3)
     ),
     max_leaves=6,
 )
@@ -294,18 +297,14 @@ def tied_thresholds() -> SparseCoder:
 def test_weights_that_modules_share_are_stored_once_and_tied_again(tmp_path: Path) -> None:
     """Whoever steps one of them steps the other, as before; the spec says which names are one tensor."""
     save(tied_thresholds(), tmp_path)
-    one, two = (f"activation.activations.{i}.stored_threshold_L" for i in (0, 1))
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
-        assert one in file.keys()  # noqa: SIM118
-        assert two not in file.keys()  # noqa: SIM118
-    assert json.loads((tmp_path / "coder.json").read_text())["tied"] == {two: one}
+        assert ONE in file.keys()  # noqa: SIM118
+        assert TWO not in file.keys()  # noqa: SIM118
+    assert json.loads((tmp_path / "coder.json").read_text())["tied"] == {TWO: ONE}
     first, second = load(tmp_path).activation.activations
     assert first.stored_threshold_L is second.stored_threshold_L
     assert save(load(tmp_path), tmp_path / "again").is_dir()
     assert (tmp_path / "again" / "coder.json").read_text() == (tmp_path / "coder.json").read_text()
-
-
-ONE, TWO = "activation.activations.0.stored_threshold_L", "activation.activations.1.stored_threshold_L"
 
 
 @pytest.mark.parametrize(
