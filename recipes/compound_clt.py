@@ -34,6 +34,7 @@ def compound_clt(
     dead_after: float = 0.1,
     skip: bool = False,
     lr: float = 3e-3,
+    threshold_lr: float = 1.0,
     num_steps: int = 600,
 ) -> Trainer:
     """Compound cross-layer transcoder (Circuit Tracing, Anthropic, March 2025).
@@ -54,6 +55,7 @@ def compound_clt(
         dead_after: BatchTopK: silence, as a part of the run's tokens, that makes a latent dead; at most 10M tokens.
         skip: learn a linear map from each layer's input to the same layer's output (Gemma Scope 2).
         lr: Adam's learning rate (the paper: falls as 1/sqrt(FLOPs); no value is given).
+        threshold_lr: JumpReLU: the thresholds' learning rate, in multiples of `lr` (short runs: about 10).
         num_steps: optimizer steps, each of batch_size x accumulate tokens.
     """
     data = run.dataloader(one_site=False)
@@ -76,7 +78,7 @@ def compound_clt(
         init=[NormalizeActivations(run.init_tokens), CLTUniform(n_latents, seed=run.seed), DecoderBias()],
         loss=SummedSquaredError(),
         penalties=penalties,
-        optimizer=run.adam(coder),
+        optimizer=run.adam(coder, lr_multipliers={layers: threshold_lr}),
         lr=run.lr_schedule(lr, num_steps),
         gradients=[ClipNorm(run.clip_norm)],
         num_steps=num_steps,

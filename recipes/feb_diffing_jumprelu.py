@@ -32,6 +32,7 @@ def feb_diffing_jumprelu(
     ste_to_input: bool = True,
     firing_rate: float = 0.3,
     lr: float = 3e-3,
+    threshold_lr: float = 1.0,
     num_steps: int = 600,
 ) -> Trainer:
     """Model diffing with shared latents and JumpReLU (February and January 2025 updates, Anthropic).
@@ -50,6 +51,7 @@ def feb_diffing_jumprelu(
         ste_to_input: let the straight-through estimator reach all parameters, not thresholds alone (January: yes).
         firing_rate: share of tokens each latent fires on at the start (January: 10000 / n_latents, here above 1).
         lr: Adam's learning rate (ports: 2e-4).
+        threshold_lr: the thresholds' learning rate, in multiples of `lr` (for a target L0 in a short run about 10).
         num_steps: optimizer steps, each of batch_size x accumulate tokens.
     """
     data = run.dataloader()
@@ -70,7 +72,7 @@ def feb_diffing_jumprelu(
             "exclusive": Weighted(TanhSparsity(c, "l1_of_l2", exclusive), LinearRamp(sparsity, num_steps)),
             "pre_act": Weighted(PreActivation(jumprelu), pre_act),
         },
-        optimizer=run.adam(coder),
+        optimizer=run.adam(coder, lr_multipliers={jumprelu: threshold_lr}),
         lr=run.lr_schedule(lr, num_steps),
         gradients=[ClipNorm(run.clip_norm)],
         num_steps=num_steps,

@@ -29,6 +29,7 @@ def jan_update_jumprelu(
     ste_to_input: bool = True,
     firing_rate: float = 0.3,
     lr: float = 3e-3,
+    threshold_lr: float = 1.0,
     num_steps: int = 600,
 ) -> Trainer:
     """JumpReLU crosscoder with tanh sparsity and pre-activation loss (January 2025 update, Anthropic).
@@ -44,6 +45,7 @@ def jan_update_jumprelu(
         ste_to_input: let the straight-through estimator reach all parameters, not thresholds alone (the update: yes).
         firing_rate: share of tokens each latent fires on at the start (the update: 10000 / n_latents, here above 1).
         lr: Adam's learning rate (ports: 2e-4).
+        threshold_lr: the thresholds' learning rate, in multiples of `lr` (for a target L0 in a short run about 10).
         num_steps: optimizer steps, each of batch_size x accumulate tokens.
     """
     data = run.dataloader()
@@ -62,7 +64,7 @@ def jan_update_jumprelu(
             "tanh": Weighted(TanhSparsity(c=c), LinearRamp(sparsity, num_steps)),
             "pre_act": Weighted(PreActivation(jumprelu), pre_act),
         },
-        optimizer=run.adam(coder),
+        optimizer=run.adam(coder, lr_multipliers={jumprelu: threshold_lr}),
         lr=run.lr_schedule(lr, num_steps),
         gradients=[ClipNorm(run.clip_norm)],
         num_steps=num_steps,

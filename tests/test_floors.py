@@ -13,7 +13,7 @@ PACKAGE = Path(crosscode.__file__).parent
 FLOORS = [
     (
         *("errors", "checks", "module", "shapes", "batch", "kernels", "latents", "schedulers", "phases"),
-        *("command_line", "files", "run_folder", "one_definition", "protocols", "finite", "order"),
+        *("command_line", "files", "run_folder", "one_definition", "protocols", "finite", "order", "named"),
     ),
     ("activations",),
     ("models", "data"),

@@ -17,11 +17,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from torch import nn
 
 import crosscode
 from crosscode.activations import BatchTopK, JumpReLU, PerSite, ReLU
 from crosscode.batch import Batch
+from crosscode.callbacks import Checkpoint
 from crosscode.errors import BadInput
 from crosscode.initialization import AnthropicTranspose
 from crosscode.losses import SummedSquaredError
@@ -34,11 +36,12 @@ from crosscode.models import (
     sae,
 )
 from crosscode.module import module
-from crosscode.saving import NotLoadable, build, load, save, spec_of
+from crosscode.saving import NotLoadable, UnknownClass, build, load, save, spec_of
 from crosscode.training import Trainer, load_checkpoint, newest_checkpoint, save_checkpoint
 from crosscode.training.store import DamagedCheckpoint
 
 REFUSED = (NotLoadable, BadInput)
+ONE, TWO = "activation.activations.0.stored_threshold_L", "activation.activations.1.stored_threshold_L"
 NESTED = json.dumps({"format": 1, "coder": 0}).replace("0", "[" * 900 + "]" * 900)  # parsed, but no further
 
 
@@ -46,6 +49,7 @@ def coders() -> dict[str, SparseCoder]:
     return {
         "diffing": SparseCoder(DenseEncoder((2, 1), 4, 6), JumpReLU(6), SharedDecoder(6, 2, (2, 1), 4)),
         "compound": compound_cross_layer_transcoder(3, 2, 4, PerSite([BatchTopK(1), BatchTopK(2)]), skip=True),
+        "tied": tied_thresholds(),
     }
 
 
@@ -90,10 +94,11 @@ JSON = st.recursive(
     | st.floats()
     | st.text(max_size=8)
     | st.sampled_from(["os.system", "../x", "crosscode.models.sae", "crosscode.models.SparseCoder", "builtins.eval"])
+    | st.sampled_from([ONE, TWO])
     | st.sampled_from(["crosscode.activations.TopK", "crosscode.models.DenseEncoder", "crosscode.saving.Path", ""]),
     lambda inner: (
         st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["class", "fields", "slice", "k", "n_latents"]), inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["class", "fields", "slice", "k", "n_latents", ONE, TWO]), inner, max_size=3)
     ),
     max_leaves=6,
 )
@@ -281,13 +286,101 @@ def test_tied_weights_of_a_users_own_can_be_saved(tmp_path: Path) -> None:
     assert decoder.W_alias_LXoDo is decoder.W_dec_LXoDo
 
 
-def test_what_is_no_data_cannot_be_saved(tmp_path: Path) -> None:
-    """A plain module has no spec: it is named, and nothing is written."""
-    coder = sae(4, 6, ReLU())
-    coder.encoder = nn.Linear(4, 6)
-    with pytest.raises(BadInput, match="Linear cannot be saved"):
+def tied_thresholds() -> SparseCoder:
+    """A compound coder whose layers share one vector of thresholds, tied by hand."""
+    coder = compound_cross_layer_transcoder(3, 2, 4, PerSite([JumpReLU(4), JumpReLU(4)]))
+    first, second = coder.activation.activations
+    second.stored_threshold_L = first.stored_threshold_L
+    return coder
+
+
+def test_weights_that_modules_share_are_stored_once_and_tied_again(tmp_path: Path) -> None:
+    """Whoever steps one of them steps the other, as before; the spec says which names are one tensor."""
+    save(tied_thresholds(), tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert ONE in file.keys()  # noqa: SIM118
+        assert TWO not in file.keys()  # noqa: SIM118
+    assert json.loads((tmp_path / "coder.json").read_text())["tied"] == {TWO: ONE}
+    first, second = load(tmp_path).activation.activations
+    assert first.stored_threshold_L is second.stored_threshold_L
+    assert save(load(tmp_path), tmp_path / "again").is_dir()
+    assert (tmp_path / "again" / "coder.json").read_text() == (tmp_path / "coder.json").read_text()
+
+
+@pytest.mark.parametrize(
+    "tied",
+    [
+        None,
+        [TWO, ONE],
+        {TWO: 1},
+        {TWO: [ONE]},
+        {TWO: "encoder.b_enc"},  # no such tensor
+        {TWO: "scale_in_Xi"},  # of another shape
+        {TWO: TWO},
+        {TWO: ONE, ONE: TWO},
+        {TWO: ONE, "os.system": ONE},
+        {TWO: ONE, "encoder.b_enc_L": ONE},  # which has weights of its own
+        {},  # then a weight is missing
+    ],
+)
+def test_ties_that_cannot_be_are_refused(tied: Any, tmp_path: Path) -> None:
+    """Names must be the coder's, of one shape, and stored once."""
+    content = json.loads((save(tied_thresholds(), tmp_path) / "coder.json").read_text())
+    (tmp_path / "coder.json").write_text(json.dumps(content | {"tied": tied}))
+    with pytest.raises(NotLoadable, match=r"coder\.json"):
+        load(tmp_path)
+
+
+class Outer:
+    """Holds another class of the name of one of crosscode's."""
+
+    @module
+    class ReLU(ReLU):
+        """A user's, of another full name."""
+
+
+@pytest.mark.parametrize("name", ["__main__.Mine", "lab.Mine", "a.package.Mine", "__main__.f.<locals>.Mine"])
+def test_a_class_is_found_by_its_own_name_where_that_is_unique(name: str) -> None:
+    """A file that was run calls it otherwise than one that is imported; a name of crosscode's stays crosscode's."""
+
+    @module
+    class Mine(ReLU):
+        """Defined here."""
+
+    spec = {"class": name, "fields": {}}
+    assert type(build(spec, [Outer.ReLU, Mine])) is Mine
+    assert type(build({"class": "crosscode.activations.ReLU", "fields": {}}, [Outer.ReLU])) is ReLU
+    other = type("Mine", (Mine,), {"__module__": "elsewhere"})
+    with pytest.raises(UnknownClass, match="no part of crosscode"):
+        build(spec, [Mine, other])
+    assert type(build({"class": "elsewhere.Mine", "fields": {}}, [Mine, module(other)])) is other
+
+
+@module
+class Holding(ReLU):
+    """An activation with a field of any kind."""
+
+    held: Any = None
+
+
+@pytest.mark.parametrize(
+    ("held", "said"),
+    [
+        ({"a": 1}, "coder.activation.held={'a': 1} cannot be saved"),
+        (torch.zeros(3), "Make it a buffer or parameter"),
+        (print, "coder.activation.held=<built-in function print> cannot be saved: .* with a __call__"),
+        ([1, {2}], r"coder.activation.held\[1\]=.2. cannot be saved"),
+        (nn.Linear(4, 6), "coder.activation.held is a Linear, which cannot be saved: make its class a @module"),
+    ],
+)
+def test_what_is_no_data_cannot_be_saved(held: Any, said: str, tmp_path: Path) -> None:
+    """Field and value are named with the cure; nothing is written, and with checkpoints no run begins."""
+    coder = sae(4, 6, Holding(held))
+    with pytest.raises(BadInput, match=said):
         save(coder, tmp_path / "coder")
     assert not (tmp_path / "coder").exists()
+    with pytest.raises(BadInput, match=said):
+        a_trainer(model=coder, optimizer=torch.optim.Adam(coder.parameters()), callbacks=[Checkpoint(tmp_path)])
 
 
 def test_a_spec_is_readable() -> None:
@@ -315,6 +408,23 @@ def a_trainer(**given: Any) -> Trainer:
         "num_steps": 4,
     }
     return Trainer(**{**defaults, **given})
+
+
+def test_tied_weights_resume_tied(tmp_path: Path) -> None:
+    """A checkpoint holds them once; the trainer that goes on has them tied, and so has the coder that is read of it."""
+
+    def made() -> Trainer:
+        coder = SparseCoder(DenseEncoder((), 4, 6), ReLU(), TwiceNamedDecoder(6, (), 4))
+        return a_trainer(model=coder, optimizer=torch.optim.Adam(coder.parameters()))
+
+    trainer = made()
+    trainer.train()
+    checkpoint = save_checkpoint(trainer, tmp_path)
+    other = made()
+    load_checkpoint(other, checkpoint)
+    for decoder in (other.model.decoder, load(checkpoint, [TwiceNamedDecoder]).decoder):
+        assert decoder.W_alias_LXoDo is decoder.W_dec_LXoDo
+        assert torch.equal(decoder.W_alias_LXoDo, trainer.model.decoder.W_dec_LXoDo)
 
 
 @pytest.fixture

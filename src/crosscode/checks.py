@@ -69,13 +69,13 @@ def instance(name: str, value: object, kind: Any, what: str) -> None:
         raise BadInput(f"{name}={value.__name__} is a class: hand over an object of it, such as {value.__name__}(…).")
     if not isinstance(value, kind):
         lacking = f": it has no {', '.join(missing(value, kind))}" if is_protocol(kind) else ""
-        raise BadInput(f"{name} must be {what}, got {_shown(value)}{lacking}.")
+        raise BadInput(f"{name} must be {what}, got {shown(value)}{lacking}.")
 
 
 def functions(name: str, values: object) -> None:
     """A list or tuple of functions or of objects that are called, or a line that says which entry is none."""
     if isinstance(values, str) or not isinstance(values, Sequence):
-        raise BadInput(f"{name} must be a list or a tuple, got {_shown(values)}.")
+        raise BadInput(f"{name} must be a list or a tuple, got {shown(values)}.")
     for i, value in enumerate(values):
         function(f"{name}[{i}]", value)
 
@@ -84,10 +84,11 @@ def function(name: str, value: object) -> None:
     """Something that can be called and is no class, or a line that says what it was."""
     instance(name, value, object, "")
     if not callable(value):
-        raise BadInput(f"{name} must be a function, or an object that is called like one, got {_shown(value)}.")
+        raise BadInput(f"{name} must be a function, or an object that is called like one, got {shown(value)}.")
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """A value as messages quote it; a long one by its kind."""
     text = repr(value)
     return f"a {type(value).__name__}" if len(text) > 60 or "\n" in text else text
 

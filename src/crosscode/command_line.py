@@ -78,6 +78,46 @@ def read_options(factory: Callable[..., Any], arguments: Sequence[str]) -> tuple
     return scheme.pop("run"), scheme
 
 
+def read_grid(
+    factory: Callable[..., Any], arguments: Sequence[str]
+) -> tuple[Any, dict[str, Any], dict[str, list[Any]]]:
+    """Of a sweep: a recipe's `run`, the options that all members have, and the values of those that were given several.
+
+    Each combination is read as the options of one run are, and refused as they are.
+
+    Raises:
+        BadInput: naming the option, what it was and what is allowed.
+    """
+    kinds = _kinds(factory)
+    words: list[str] = []
+    axes: dict[str, list[str]] = {}
+    for option, values in _grouped(arguments):
+        if len(values) > 1 and _takes_one(kinds.get(option)):
+            axes[option] = values
+        else:
+            words += [*([option] if option else []), *values]
+    cells = [
+        read_options(factory, [*words, *itertools.chain(*zip(axes, cell))])
+        for cell in itertools.product(*axes.values())
+    ]
+    run, scheme = cells[0]
+    grid: dict[str, list[Any]] = {}
+    apart = len(cells)
+    for option, values in axes.items():
+        apart //= len(values)  # of two cells that differ in this option and have the first values of all others
+        name = option.removeprefix("--").replace("-", "_")
+        of_values = (cells[i * apart] for i in range(len(values)))
+        grid[name] = [own[name] if name in own else getattr(of_run, name) for of_run, own in of_values]
+    return run, {name: value for name, value in scheme.items() if name not in grid}, grid
+
+
+def _takes_one(kind: Any) -> bool:
+    """Whether an option takes one value, and so may be given several in a sweep."""
+    if get_origin(kind) in (Union, UnionType):
+        return all(each is NoneType or _takes_one(each) for each in get_args(kind))
+    return kind in KINDS or get_origin(kind) is Literal
+
+
 def read_command(commands: Mapping[str, Callable[..., Any]], arguments: Sequence[str], prog: str) -> Callable[[], Any]:
     """The command that the first word names, with its arguments, ready to be called.
 

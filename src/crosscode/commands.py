@@ -15,13 +15,15 @@ from crosscode.data.cache import list_cache, prune_cache, verify_cache
 from crosscode.errors import DAMAGE, BadInput, warn
 from crosscode.evaluation import Ablation, CutOffs, full_evaluation
 from crosscode.files import read_json
+from crosscode.named import object_named
 from crosscode.report import print_evaluation, print_exclusivity, write_report
 from crosscode.run.beside_null import judge_by_null
 from crosscode.run.options import RunOptions
 from crosscode.run.program import print_loading
 from crosscode.run.recipe import held_out_of
-from crosscode.run_folder import CODER, CONFIGURATION, OPTIONS, locked, read_dead, writing
-from crosscode.saving import load
+from crosscode.run.sweep import main as main_of_sweep
+from crosscode.run_folder import CODER, CONFIGURATION, OPTIONS, locked, read_dead, words_for_classes, writing
+from crosscode.saving import UnknownClass, classes_named, load
 from crosscode.training import calibrate, describe
 from crosscode.training.description import differences
 
@@ -39,6 +41,9 @@ def evaluate(
     nu_error: float = 0.2,
     nu_recon: float = 0.5,
     example_latents: int = 1_000,
+    classes: tuple[str, ...] = (),
+    models: tuple[str, ...] = (),
+    dataset: str | None = None,
     device: str | None = None,
     quiet: bool = False,
 ) -> None:
@@ -53,19 +58,28 @@ def evaluate(
         nu_error: latent scaling confirms it below this nu_error (Minder 2025: 0.2; their plots: 0.3) …
         nu_recon: … and below this nu_recon (Minder 2025: 0.5; their plots: 0.3).
         example_latents: of how many latents to keep examples and logits.
+        classes: the coder's classes that are not crosscode's, as `lab.py:Gated` or `lab.parts:Gated`; what is named
+            here is imported, which runs its code.
+        models: the run's models, where they are elsewhere now, or were handed over as objects: `lab.py:make`.
+        dataset: the run's text, likewise.
         device: where coder and models run; as in training if not given.
         quiet: print nothing.
     """
     cut_offs = CutOffs(relative_norm, nu_error, nu_recon)
     options = RunOptions.read(run / OPTIONS)
-    options = options if device is None else attrs.evolve(options, device=device)
+    elsewhere: dict[str, Any] = {"models": models or None, "dataset": dataset, "device": device}
+    options = attrs.evolve(options, **{name: value for name, value in elsewhere.items() if value is not None})
     try:
         usable_device(options.device)
     except BadInput as error:
         if device is not None:
             raise
         raise BadInput(f"{str(run)!r} was trained on another machine: {error} Give --device, such as cpu.") from error
-    coder = load(run / CODER, device=options.device)
+    try:
+        coder = load(run / CODER, [object_named("classes", name) for name in classes], options.device)
+    except UnknownClass as error:
+        words = words_for_classes(run, classes_named(run / CODER))
+        raise BadInput(f"{str(run)!r} is made of classes that are not crosscode's: add --classes {words}") from error
     held_out = held_out_of(coder, options)
     if not quiet:
         print_loading(run.name, options)
@@ -142,10 +156,24 @@ def cache(action: Literal["list", "verify", "prune"], directory: Path, /, *, max
         print(f"{n_removed} shards removed, {left / 1e9:.3f} GB left")
 
 
-COMMANDS: Mapping[str, Callable[..., Any]] = {"evaluate": evaluate, "report": report, "cache": cache}
+def sweep(recipe: Path, /) -> None:
+    """Train every combination of the values that options of a recipe are given, on one harvest, in one folder.
+
+    Args:
+        recipe: the recipe's file, followed by its options, of which any that takes one value may be given several:
+            sweep recipes/topk_crosscoder.py --k 16 32 64 --n-latents 2048 8192
+    """
+    main_of_sweep([str(recipe)])
+
+
+COMMANDS: Mapping[str, Callable[..., Any]] = {"evaluate": evaluate, "report": report, "cache": cache, "sweep": sweep}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command that the first word names; bad input ends the program with one line and exit code 2."""
+    words = sys.argv[1:] if arguments is None else arguments
     with errors_in_one_line():
-        read_command(COMMANDS, sys.argv[1:] if arguments is None else arguments, "python -m crosscode")()
+        if words[:1] == ["sweep"] and words[1:] not in (["-h"], ["--help"]):  # its options are those of the recipe
+            main_of_sweep(words[1:])
+        else:
+            read_command(COMMANDS, words, "python -m crosscode")()

@@ -13,7 +13,8 @@ report.html           the page that shows all of it
 
 import os
 import platform
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -31,6 +32,7 @@ SUMMARY, PROVENANCE, SILENCE = "summary.json", "provenance.json", "silence.safet
 CODER, CHECKPOINTS, NULL, REPORT = "coder", "checkpoints", "null", "report.html"
 LOCK = "run.lock"
 RECIPE = "recipe"  # in a run's configuration: the name of what made it
+CLASSES = "classes"  # there too: where each class of the coder that is not crosscode's was defined, as a hint
 
 
 def check_output(directory: Path) -> None:
@@ -51,6 +53,19 @@ def recipe_of(directory: Path) -> str | None:
     """The recipe that made a run; None where that is not written down."""
     configuration = read_json(directory / CONFIGURATION)
     return configuration.get(RECIPE) if isinstance(configuration, dict) else None
+
+
+def words_for_classes(directory: Path, names: Iterable[str]) -> str:
+    """What to write behind `--classes` for a run whose coder is made of these classes, as far as it says.
+
+    Args:
+        directory: the run's folder.
+        names: full names of the classes.
+    """
+    configuration = read_json(directory / CONFIGURATION)
+    known = configuration.get(CLASSES) if isinstance(configuration, dict) else None
+    known = known if isinstance(known, dict) else {}
+    return shlex.join(str(known.get(name) or f"FILE.py:{name.rpartition('.')[2]}") for name in names)
 
 
 @contextmanager

@@ -392,6 +392,13 @@ def test_wandb_is_asked_for_a_run(folder: str | None, wandb: FakeWandb, tmp_path
         assert (directory / "wandb_id.txt").read_text() == "run1\n"
 
 
+def test_several_runs_of_one_process_are_a_group(wandb: FakeWandb) -> None:
+    """Each is a run of its own beside the others, which wandb would otherwise end or give back."""
+    a_trainer(Log(WeightsAndBiases("offline", group="sweep"), every=5)).train()
+    (asked,) = wandb.asked
+    assert (asked["group"], asked["reinit"]) == ("sweep", "create_new")
+
+
 def test_only_a_resumed_run_goes_on_under_its_id(wandb: FakeWandb, tmp_path: Path) -> None:
     """A run that begins anew has a new one, also where an earlier run has left its own; without a folder, none."""
     for directory, ids in ((tmp_path, [None, "run1", None]), (None, [None, None, None])):

@@ -137,7 +137,15 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "callbacks.ProgressBar": {"every": 10, "seconds": 1.0},
     "callbacks.TimeSpent": {"before": 0.0, "after": 0.0, "traced": None},
     "callbacks.WeightsAndBiases": {
-        **{"mode": "offline", "project": None, "name": None, "directory": None, "hold": False, "patience": 60.0},
+        **{
+            "mode": "offline",
+            "project": None,
+            "name": None,
+            "directory": None,
+            "hold": False,
+            "patience": 60.0,
+            "group": None,
+        },
     },
 }
 

@@ -78,6 +78,16 @@ def test_the_estimators_reach_is_as_asked(ste_to_input: bool, built) -> None:
     assert (z_BL.grad != 0).all() == ste_to_input
 
 
+@pytest.mark.parametrize("recipe", ["jan_update_jumprelu", "compound_clt"])
+def test_thresholds_have_the_rate_that_is_asked_for(recipe: str, built) -> None:
+    """`--threshold-lr` reaches the thresholds, and nothing else."""
+    trainer, _ = built(recipe, threshold_lr=10.0)
+    of = {p: group.get("lr_multiplier", 1.0) for group in trainer.optimizer.param_groups for p in group["params"]}
+    rates = {name: of[p] for name, p in trainer.model.named_parameters()}
+    assert {rate for name, rate in rates.items() if "threshold" in name} == {10.0}
+    assert {rate for name, rate in rates.items() if "threshold" not in name} == {1.0}
+
+
 @pytest.mark.parametrize("dead_after", [0.1, 0.5])
 def test_dead_has_one_meaning(dead_after: float, built) -> None:
     """The silence that AuxK revives after is the one that every figure counts with."""

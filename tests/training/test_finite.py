@@ -165,7 +165,7 @@ def test_a_moment_that_is_not_finite_is_not_saved() -> None:
     run = a_trainer(num_steps=2)
     run.train()
     next(iter(run.optimizer.state.values()))["exp_avg"].flatten()[0] = float("inf")
-    with pytest.raises(NumericalError, match=r"optimizer\.safetensors would hold 0\.exp_avg"):
+    with pytest.raises(NumericalError, match=r"optimizer\.safetensors would hold state\.0\.exp_avg"):
         Snapshot.of([run])
 
 

@@ -128,7 +128,7 @@ def test_a_save_is_all_or_nothing_at_every_call(replacing: bool, run: Path, tmp_
             save_checkpoint(trainer, copy, keep=1)  # noqa: B023
 
         code = exit_code(save)
-        store.sweep(copy)
+        store.clear_away(copy)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             newest = newest_checkpoint(copy)
@@ -148,7 +148,7 @@ def test_two_processes_do_not_sweep_each_others_work(run: Path) -> None:
     ended.wait()
     for pid in (1, ended.pid, os.getpid()):
         (run / f".writing_6_{pid}").mkdir()
-    store.sweep(run)
+    store.clear_away(run)
     assert names(run) == [".writing_6_1", "step_000000002", "step_000000004"]
 
 

@@ -10,8 +10,10 @@ from crosscode.checks import at_least
 from crosscode.errors import warn
 from crosscode.order import Effect
 from crosscode.phases import Phase
-from crosscode.training import Snapshot, StepReport, Trainer, delete_checkpoints, sweep, write_checkpoint
+from crosscode.saving import spec_text
+from crosscode.training import Snapshot, StepReport, Trainer, clear_away, delete_checkpoints, write_checkpoint
 from crosscode.training.background import Background
+from crosscode.training.optimizers import split_state
 
 
 @attrs.define(eq=False)
@@ -54,10 +56,15 @@ class Checkpoint:
         if self.keep_every is not None:
             at_least("Checkpoint.keep_every", self.keep_every, 1)
 
+    def check_trainer(self, trainer: Trainer) -> None:
+        """Raise `BadInput` for a coder or an optimizer that cannot be saved, before data is read."""
+        spec_text(trainer.model)
+        split_state(trainer.optimizer.state_dict())
+
     def on_start(self, trainer: Trainer) -> None:
         """Of what an earlier run left here, that which lies beyond the step that this one starts at is not its own."""
         if not self._trainers:
-            sweep(self.directory)
+            clear_away(self.directory)
             delete_checkpoints(self.directory, beyond=trainer.state.step if trainer.state.step else None)
         self._trainers.append(trainer)
 

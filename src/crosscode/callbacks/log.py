@@ -206,6 +206,7 @@ class WeightsAndBiases:
         directory: where wandb keeps its files.
         patience: seconds that `wandb.init` may take, online and then offline, and that the end of a run may wait.
         hold: keep the run open when training ends, for `show`; whoever holds it calls `finish`.
+        group: what several runs of one process, such as a sweep's, are grouped under; each is a run of its own.
     """
 
     mode: Literal["online", "offline", "disabled"] = "offline"
@@ -214,6 +215,7 @@ class WeightsAndBiases:
     directory: Path | None = None
     patience: float = attrs.field(default=60.0, kw_only=True)
     hold: bool = attrs.field(default=False, kw_only=True)
+    group: str | None = attrs.field(default=None, kw_only=True)
     _run: Any = attrs.field(default=None, init=False, repr=False)
     _rows: "Queue[Callable[[], None] | None]" = attrs.field(factory=lambda: Queue(MOST_WAITING), init=False, repr=False)
     _thread: Thread | None = attrs.field(default=None, init=False, repr=False)
@@ -249,6 +251,7 @@ class WeightsAndBiases:
             "id": id_file.read_text().strip() if id_file is not None and resumed else None,
             "resume": "allow",
             "config": configuration,
+            **({} if self.group is None else {"group": self.group, "reinit": "create_new"}),  # beside the others
             "settings": wandb.Settings(silent=True, console="off", init_timeout=self.patience),
         }
         try:

@@ -3,7 +3,7 @@
 from crosscode.data.cache import ActivationCache
 from crosscode.data.dataloader import Dataloader
 from crosscode.data.harvester import Harvest, Harvester
-from crosscode.data.language_model import LanguageModel
+from crosscode.data.language_model import LanguageModel, Tokenizer
 from crosscode.data.model_names import load_language_model
 from crosscode.data.token_counts import TokenCounts
 from crosscode.data.token_sequences import TokenSequence, TokenSequences
@@ -17,5 +17,6 @@ __all__ = [
     "TokenCounts",
     "TokenSequence",
     "TokenSequences",
+    "Tokenizer",
     "load_language_model",
 ]

@@ -18,6 +18,19 @@ one_at_a_time = threading.RLock()
 
 
 @runtime_checkable
+class Tokenizer(Protocol, metaclass=Structural):
+    """What is asked of a tokenizer; those of transformers have it."""
+
+    def __call__(self, texts: list[str], *, add_special_tokens: bool) -> Mapping[str, Any]:
+        """Token ids of each text, as `{"input_ids": [[...], ...]}`."""
+        ...
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of token ids, for examples and reports."""
+        ...
+
+
+@runtime_checkable
 class LanguageModel(Protocol, metaclass=Structural):
     """A language model whose activations can be harvested.
 
@@ -28,7 +41,7 @@ class LanguageModel(Protocol, metaclass=Structural):
         vocabulary: token to id. Models that are harvested together must agree on it.
         special_ids: ids of the tokens that training leaves out (BOS, EOS, padding, chat markers).
         bos_id, eos_id: ids for `TokenSequences`, or None.
-        tokenizer: called with a list of texts and `add_special_tokens=False`; returns `{"input_ids": [[...], ...]}`.
+        tokenizer: texts to ids, with `add_special_tokens=False`, and ids to text.
         context_length: the most positions that the model takes, or None when there is no limit.
         n_layers: transformer blocks.
         hookpoints: every name that `harvest` takes.
@@ -49,7 +62,7 @@ class LanguageModel(Protocol, metaclass=Structural):
     @property
     def eos_id(self) -> int | None: ...
     @property
-    def tokenizer(self) -> Any: ...
+    def tokenizer(self) -> Tokenizer: ...
     @property
     def context_length(self) -> int | None: ...
     @property

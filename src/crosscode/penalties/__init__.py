@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crosscode.models import Trace
-from crosscode.penalties.dead import AuxK, PreActivation
+from crosscode.penalties.dead import AuxK, CountsDead, PreActivation
 from crosscode.penalties.diffing import DeltaReconstruction, DifferenceWeighting
 from crosscode.penalties.sparsity import (
     ExpectedL0,
@@ -26,6 +26,7 @@ SparsityPenalty = Callable[[Trace], Float[Tensor, ""]]
 
 __all__ = [
     "AuxK",
+    "CountsDead",
     "DeltaReconstruction",
     "DifferenceWeighting",
     "ExpectedL0",

@@ -1,5 +1,7 @@
 """Losses that keep latents alive, or bring dead ones back."""
 
+from typing import Protocol, runtime_checkable
+
 import attrs
 import torch
 from jaxtyping import Float
@@ -13,6 +15,15 @@ from crosscode.kernels.sparse import gather
 from crosscode.latents import Latents, total
 from crosscode.models import DecoderNorm, SparseCoder, Trace, combined_norm_L
 from crosscode.penalties.sparsity import thresholds_of_coder
+from crosscode.protocols import Structural
+
+
+@runtime_checkable
+class CountsDead(Protocol, metaclass=Structural):
+    """A penalty that says after how many silent tokens a latent is dead: figures count by it too; None says nothing."""
+
+    @property
+    def dead_after_tokens(self) -> int | None: ...
 
 
 @attrs.frozen

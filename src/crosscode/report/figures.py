@@ -87,13 +87,72 @@ def curves(rows: Sequence[Mapping[str, Any]], prefixes: Sequence[str]) -> Any:
         )
     title = next((CURVE_TITLES[key] for key, value in CURVES.items() if value == tuple(prefixes)), None)
     figure.update_layout(_layout("step", title), showlegend=len(names) > 1)
-    if drawn and min(drawn) > 0 and max(drawn) > 8 * min(drawn) and "lambda/" not in prefixes:
-        # With plotly's own ticks between powers of ten, only their first digit is written.
-        decades = range(math.floor(math.log10(min(drawn))), math.ceil(math.log10(max(drawn))) + 1)
-        firsts = (1, 2, 5) if len(decades) < 5 else (1,)
-        ticks = [first * 10.0**decade for decade in decades for first in firsts]
-        figure.update_yaxes(type="log", tickvals=ticks, ticktext=[f"{tick:.4g}" for tick in ticks])
+    if "lambda/" not in prefixes:
+        figure.update_yaxes(_log_axis(drawn))
     return figure
+
+
+def pareto(rows: Sequence[Mapping[str, Any]], axes: Sequence[str], x: str = "l0/mean", y: str = "fvu/pooled") -> Any:
+    """Figures of the members of a sweep against each other: a line along the first axis for each value of the others.
+
+    Filled are those that no other member beats in both, the less the better; they are joined in grey.
+
+    Args:
+        rows: of a sweep: each member's values and figures.
+        axes: the names of what members differ in.
+        x, y: names of figures.
+    """
+    import plotly.graph_objects as go
+
+    drawn = [row for row in rows if row.get(x) is not None and row.get(y) is not None]
+    points = [(row[x], row[y]) for row in drawn]
+    best = [not any(a <= c and b <= d and (a, b) != (c, d) for a, b in points) for c, d in points]
+    front = sorted({point for point, is_best in zip(points, best) if is_best})
+    figure = go.Figure()
+    line = {"color": NEUTRAL, "width": 5}
+    figure.add_scatter(
+        x=[each[0] for each in front], y=[each[1] for each in front], name="best", mode="lines", line=line,
+        opacity=0.35, hoverinfo="skip",
+    )  # fmt: skip
+    first, *others = axes
+    for i, of_others in enumerate(dict.fromkeys(tuple(row[name] for name in others) for row in drawn)):
+        own = [n for n, row in enumerate(drawn) if tuple(row[name] for name in others) == of_others]
+        colour = LINES[i % len(LINES)]
+        figure.add_scatter(
+            x=[points[n][0] for n in own],
+            y=[points[n][1] for n in own],
+            text=[f"{drawn[n][first]}" for n in own],
+            customdata=[str(drawn[n].get("member", "")) for n in own],
+            textposition="top right",
+            name=", ".join(f"{name}={value}" for name, value in zip(others, of_others)) or first,
+            mode="lines+markers+text",
+            line={"color": colour, "width": 1.5, "dash": DASHES[i // len(LINES) % len(DASHES)]},
+            marker={
+                "size": 10,
+                "symbol": ["circle" if best[n] else "circle-open" for n in own],
+                "line": {"width": 2, "color": colour},
+            },
+            hovertemplate="%{customdata}<br>" + f"{x} %{{x:.4g}}<br>{y} %{{y:.4g}}<extra></extra>",
+        )
+    titles = {"l0/mean": CURVE_TITLES["l0"], "fvu/pooled": CURVE_TITLES["fvu"]}
+    figure.update_layout(
+        _layout(titles.get(x, x), titles.get(y, y)), showlegend=True, height=560, paper_bgcolor="white"
+    )
+    figure.update_layout(margin={"l": 24, "r": 24, "t": 60, "b": 24}, legend_title_text=f"points: {first}")
+    figure.update_xaxes(_log_axis([point[0] for point in points]))
+    figure.update_yaxes(_log_axis([point[1] for point in points]))
+    return figure
+
+
+def _log_axis(values: Sequence[float]) -> dict[str, Any]:
+    """A logarithmic axis for values that span most of a decade; nothing for others."""
+    if not values or min(values) <= 0 or max(values) <= 8 * min(values):
+        return {}
+    # With plotly's own ticks between powers of ten, only their first digit is written.
+    decades = range(math.floor(math.log10(min(values))), math.ceil(math.log10(max(values))) + 1)
+    firsts = (1, 2, 5) if len(decades) < 5 else (1,)
+    ticks = [first * 10.0**decade for decade in decades for first in firsts]
+    return {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:.4g}" for tick in ticks]}
 
 
 def relative_norm(run: SavedRun) -> Any:

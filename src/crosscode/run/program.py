@@ -37,13 +37,14 @@ def memory_of(factory: Callable[..., Trainer], run: RunOptions, scheme: Mapping[
     for model in run.language_models:
         for hookpoint in (*run.reads, *run.writes) or run.hookpoints:
             _ = model.width(hookpoint)  # found in the model as it is, not in one without values
-    without_values = attrs.evolve(run, device="meta")
-    for shared in ("language_models", "_dataloaders"):
-        vars(without_values)[shared] = getattr(run, shared)
+    without_values = attrs.evolve(run, models=run.loaded_models(), device="meta")
+    without_values.take_data_of(run)
     try:
         with torch.device("meta"):
             trainer = factory(without_values, **scheme)
+        run.take_data_of(without_values)
     except (NotImplementedError, RuntimeError):  # a recipe of one's own that looks at values
+        run.take_data_of(without_values)
         trainer = factory(run, **scheme)
     return estimate(trainer, dataloader_of(trainer, without_values), torch.device(run.device))
 

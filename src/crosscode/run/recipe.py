@@ -2,7 +2,8 @@
 
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -29,12 +30,14 @@ from crosscode.evaluation import Parts, full_evaluation, measures, remove_evalua
 from crosscode.files import write_json
 from crosscode.metrics import Dead
 from crosscode.models import SparseCoder
-from crosscode.penalties import AuxK
+from crosscode.named import import_of, name_of
+from crosscode.penalties import CountsDead
 from crosscode.report import figures_of, print_evaluation, write_report
 from crosscode.run.options import RunOptions
 from crosscode.run.resuming import made_and_locked, take_up
 from crosscode.run_folder import (
     CHECKPOINTS,
+    CLASSES,
     CODER,
     CONFIGURATION,
     CURVES,
@@ -47,8 +50,8 @@ from crosscode.run_folder import (
     write_provenance,
     writing,
 )
-from crosscode.saving import save
-from crosscode.training import Trainer, delete_checkpoints, describe
+from crosscode.saving import class_name, own_classes, save
+from crosscode.training import Trainer, delete_checkpoints, describe, train_together
 
 
 def dataloader_of(trainer: Trainer, run: RunOptions) -> Dataloader:
@@ -90,9 +93,9 @@ def measured_on(trainer: Trainer, run: RunOptions) -> Iterable[Batch]:
 
 
 def dead_after_tokens_of(trainer: Trainer, run: RunOptions) -> int:
-    """The silence that makes a latent dead in every figure: that of the recipe's `AuxK`, if it has one."""
+    """The silence that makes a latent dead in every figure: that of the first penalty that says it, such as `AuxK`."""
     for weighted in trainer.penalties.values():
-        if isinstance(weighted.penalty, AuxK):
+        if isinstance(weighted.penalty, CountsDead) and weighted.penalty.dead_after_tokens is not None:
             return weighted.penalty.dead_after_tokens
     return run.dead_after_tokens(trainer.num_steps)
 
@@ -103,61 +106,119 @@ def run_recipe(trainer: Trainer, run: RunOptions, name: str) -> dict[str, Any]:
     Returns:
         The summary, which is also written to `summary.json`.
     """
+    return run_together([(trainer, run)], name)[0]
+
+
+def run_together(
+    members: Sequence[tuple[Trainer, RunOptions]], name: str, group: str | None = None
+) -> list[dict[str, Any]]:
+    """Train several on one harvest, each in the folder of its options, and measure each; of one alone more is printed.
+
+    Args:
+        members: trainers with one data object, each with its options.
+        name: of their recipe.
+        group: what they are grouped under in wandb.
+
+    Returns:
+        The summaries, each of which is also written to its folder's `summary.json`.
+    """
     started = datetime.now(UTC)
-    directory = run.directory(name)
-    profile = Profile(directory / "profile.json") if run.profile else None
-    checkpoints = Checkpoint(
-        directory / CHECKPOINTS,
-        every=run.checkpoint_every,
-        keep=run.checkpoint_keep,
-        keep_every=run.checkpoint_keep_every,
-    )
-    wandb = wandb_of(run, name)
-    sinks: list[Sink] = [JSONLines(directory / CURVES), wandb]
-    dead_after = dead_after_tokens_of(trainer, run)
-    metrics = [*measures(trainer.model, trainer.data), Dead(dead_after)]
-    log = Log(sinks, every=run.log_every, metrics=metrics, samples_every=10 * run.log_every)
-    bar = () if run.quiet else (ProgressBar(),)
-    held_out = measured_on(trainer, run)
-    trainer = attrs.evolve(
-        trainer,
-        callbacks=(*trainer.callbacks, log, checkpoints, *bar, *(() if profile is None else (profile,))),
-        held_out=held_out,
-    )
-    with made_and_locked(directory, trainer):
-        take_up(trainer, directory, name, run.resume, run.resume_changed)
-        if not run.resume:
-            delete_checkpoints(directory / CHECKPOINTS)  # of a complete run, which this one replaces …
-            shutil.rmtree(directory / NULL, ignore_errors=True)  # … and of its null, which is not this one's
-        (directory / SUMMARY).unlink(missing_ok=True)
-        with writing(directory):
-            run.write(directory / OPTIONS)
-            write_json(directory / CONFIGURATION, {RECIPE: name, **describe(trainer)})
-        first_step = trainer.state.step
+    set_up = [Member.of(trainer, run, name, group, i == 0) for i, (trainer, run) in enumerate(members)]
+    trainers, directories = [member.trainer for member in set_up], [member.directory for member in set_up]
+    run = set_up[0].run
+    with ExitStack() as folders:
+        for member in set_up:
+            folders.enter_context(made_and_locked(member.directory, member.trainer))
+        take_up(trainers, directories, name, run.resume, run.resume_changed)
+        for member in set_up:
+            member.begin(name)
+        first_step = trainers[0].state.step
         if not run.quiet:
             begin = f"measuring scales on {run.init_tokens:,} tokens first"
-            doing = f"going on from step {first_step} of {trainer.num_steps:,}" if first_step else begin
-            print(f"{name}: {doing}; files go to {directory}", file=sys.stderr)
+            doing = f"going on from step {first_step} of {trainers[0].num_steps:,}" if first_step else begin
+            place = directories[0] if group is None else directories[0].parent
+            print(f"{name}: {doing}; files go to {place}", file=sys.stderr)
         try:
-            coder = trainer.train()
-            with writing(directory):
-                save(coder, directory / CODER)
-                write_provenance(directory, run.device, started, datetime.now(UTC), first_step)
-            summary = _measure(trainer, run, name, None if profile is None else profile.spent, dead_after)
-            reported = run.report and make_report(directory, wandb)
+            train_together(trainers)
+            trained = datetime.now(UTC)
+            for member in set_up:
+                with writing(member.directory):
+                    save(member.trainer.model, member.directory / CODER)
+                    write_provenance(member.directory, run.device, started, trained, first_step)
+            show = group is None and not run.quiet
+            summaries = [member.measure(name, show) for member in set_up]
+            reported = [member.run.report and make_report(member.directory, member.wandb) for member in set_up]
         finally:
-            wandb.finish()
-    if reported and not run.quiet:
-        print(f"The report: {directory / REPORT}")
+            for member in set_up:
+                member.wandb.finish()
+    if show and reported[0]:
+        print(f"The report: {directories[0] / REPORT}")
+    profile = set_up[0].profile
     if profile is not None and profile.spent is not None:
         print_time(profile.spent, profile.trace)
-    if checkpoints.failed:
+    if any(member.checkpoints.failed for member in set_up):
         raise CrosscodeError("the last checkpoint could not be saved; the coder itself was.")
-    return summary
+    return summaries
 
 
-def _measure(trainer: Trainer, run: RunOptions, name: str, spent: TimeSpent | None, dead_after: int) -> dict[str, Any]:
-    """The summary of a trained coder on held-out tokens, written down and printed."""
+@attrs.frozen(eq=False)
+class Member:
+    """A trainer with all that observes it, and where its files go."""
+
+    trainer: Trainer
+    run: RunOptions
+    directory: Path
+    checkpoints: Checkpoint
+    wandb: WeightsAndBiases
+    profile: Profile | None
+    dead_after: int
+
+    @classmethod
+    def of(cls, trainer: Trainer, run: RunOptions, name: str, group: str | None, first: bool) -> "Member":
+        """A recipe's trainer with its callbacks; the first of several shows progress."""
+        directory = run.directory(name)
+        profile = Profile(directory / "profile.json") if run.profile else None
+        checkpoints = Checkpoint(
+            directory / CHECKPOINTS,
+            every=run.checkpoint_every,
+            keep=run.checkpoint_keep,
+            keep_every=run.checkpoint_keep_every,
+        )
+        wandb = wandb_of(run, name if group is None else directory.name, group)
+        sinks: list[Sink] = [JSONLines(directory / CURVES), wandb]
+        dead_after = dead_after_tokens_of(trainer, run)
+        metrics = [*measures(trainer.model, trainer.data), Dead(dead_after)]
+        log = Log(sinks, every=run.log_every, metrics=metrics, samples_every=10 * run.log_every)
+        bar = (ProgressBar(),) if first and not run.quiet else ()
+        observed = attrs.evolve(
+            trainer,
+            callbacks=(*trainer.callbacks, log, checkpoints, *bar, *(() if profile is None else (profile,))),
+            held_out=measured_on(trainer, run),
+        )
+        return cls(observed, run, directory, checkpoints, wandb, profile, dead_after)
+
+    def begin(self, name: str) -> None:
+        """What the folder holds while the run goes on; of a complete run that this one replaces, its ends go."""
+        if not self.run.resume:
+            delete_checkpoints(self.directory / CHECKPOINTS)  # of a complete run, which this one replaces …
+            shutil.rmtree(self.directory / NULL, ignore_errors=True)  # … and of its null, which is not this one's
+        (self.directory / SUMMARY).unlink(missing_ok=True)
+        with writing(self.directory):
+            self.run.write(self.directory / OPTIONS)
+            classes = {class_name(cls): name_of(cls) for cls in own_classes(self.trainer.model)}
+            hints = {CLASSES: classes} if classes else {}
+            write_json(self.directory / CONFIGURATION, {RECIPE: name, **hints, **describe(self.trainer)})
+
+    def measure(self, name: str, show: bool) -> dict[str, Any]:
+        """The summary of the trained coder."""
+        spent = None if self.profile is None else self.profile.spent
+        return _measure(self.trainer, self.run, name, spent, self.dead_after, show)
+
+
+def _measure(
+    trainer: Trainer, run: RunOptions, name: str, spent: TimeSpent | None, dead_after: int, show: bool
+) -> dict[str, Any]:
+    """The summary of a trained coder on held-out tokens, written down, and printed if it is to be shown."""
     directory, coder, data = run.directory(name), trainer.model, trainer.calibration_data
     what = "training" if data is trainer.data else "held-out"
     if not run.quiet:
@@ -190,7 +251,7 @@ def _measure(trainer: Trainer, run: RunOptions, name: str, spent: TimeSpent | No
             **({} if spent is None else {"tokens_per_second": spent.tokens_per_second, "time": spent.shares}),
         }
         write_json(directory / SUMMARY, summary)
-    if not run.quiet:
+    if show:
         if evaluation is not None:
             title = f"{name} after {trainer.state.tokens:,} tokens, on {what} data"
             shown = partial(print_evaluation, evaluation, title)
@@ -199,14 +260,25 @@ def _measure(trainer: Trainer, run: RunOptions, name: str, spent: TimeSpent | No
             print(f"Training, {read}")
         if run.skip_bad_rows:
             print(f"Bad rows that were left out of the training text: {summary['bad_rows']:,}")
-        print(f"\nThe coder is in {directory / CODER}; to load it:\n\n    import crosscode")
-        print(f"    coder = crosscode.load({str(directory / CODER)!r})")
-        print("    latents = coder.encode(activations)  # raw ones\n")
+        print(f"\nThe coder is in {directory / CODER}; to load it:\n")
+        print(*(f"    {line}" for line in how_to_load(coder, directory)), "", sep="\n")
     return summary
 
 
-def wandb_of(run: RunOptions, name: str) -> WeightsAndBiases:
-    return WeightsAndBiases(run.wandb_mode, run.wandb_project, name, run.directory(name), hold=True)
+def how_to_load(coder: SparseCoder, directory: Path) -> list[str]:
+    """The lines that load a run's coder, with the imports of classes that are not crosscode's."""
+    own = own_classes(coder)
+    classes = f", classes=[{', '.join(cls.__name__ for cls in own)}]" if own else ""
+    return [
+        "import crosscode",
+        *(line for cls in own if (line := import_of(cls)) is not None),
+        f"coder = crosscode.load({str(directory / CODER)!r}{classes})",
+        "latents = coder.encode(activations)  # raw ones",
+    ]
+
+
+def wandb_of(run: RunOptions, name: str, group: str | None = None) -> WeightsAndBiases:
+    return WeightsAndBiases(run.wandb_mode, run.wandb_project, name, run.directory(name), hold=True, group=group)
 
 
 def make_report(directory: Path, wandb: WeightsAndBiases) -> bool:

@@ -23,7 +23,15 @@ from crosscode.run_folder import (
     locked,
     recipe_of,
 )
-from crosscode.training import Interrupted, NumericalError, Trainer, describe, load_checkpoint, newest_checkpoint
+from crosscode.training import (
+    Interrupted,
+    NumericalError,
+    Trainer,
+    describe,
+    load_checkpoint,
+    newest_checkpoint,
+    newest_in_all,
+)
 from crosscode.training.description import differences
 from crosscode.training.interrupt import Terminated, sigterm_as_interrupt
 
@@ -114,12 +122,14 @@ def made_and_locked(directory: Path, trainer: Trainer) -> Iterator[None]:
             raise
 
 
-def take_up(trainer: Trainer, directory: Path, recipe: str, resume: bool, changed: Sequence[str]) -> None:
-    """Put the trainer at the newest whole checkpoint if it is to resume, and keep a run that was cut short if not.
+def take_up(
+    trainers: Sequence[Trainer], directories: Sequence[Path], recipe: str, resume: bool, changed: Sequence[str]
+) -> None:
+    """Put trainers at the newest step that all have a whole checkpoint of, or keep runs that were cut short.
 
     Args:
-        trainer: fresh, with the configuration of this run.
-        directory: the run's folder.
+        trainers: fresh, with the configuration of this run; several train together.
+        directories: their folders.
         recipe: the name of this run's recipe.
         resume: whether to go on.
         changed: fields of the configuration that are meant to differ.
@@ -130,12 +140,17 @@ def take_up(trainer: Trainer, directory: Path, recipe: str, resume: bool, change
     if changed and not resume:
         raise BadInput(f"resume_changed={tuple(changed)}: there is nothing to compare with without --resume.")
     if not resume:
-        refuse_cut_short(directory, recipe)
+        for directory in directories:
+            refuse_cut_short(directory, recipe)
         return
-    newest = newest_checkpoint(directory / CHECKPOINTS)
-    if newest is None:
-        raise BadInput(f"resume: {str(directory / CHECKPOINTS)!r} holds no whole checkpoint.")
-    load_checkpoint(trainer, newest, [name for name in changed if name != RECIPE])
+    newest = newest_in_all([directory / CHECKPOINTS for directory in directories])
+    if not newest:
+        lacking = [each / CHECKPOINTS for each in directories if newest_checkpoint(each / CHECKPOINTS) is None]
+        if not lacking:
+            raise BadInput(f"resume: the members in {str(directories[0].parent)!r} have no checkpoint of one step.")
+        raise BadInput(f"resume: {str(lacking[0])!r} holds no whole checkpoint.")
+    for trainer, checkpoint in zip(trainers, newest):
+        load_checkpoint(trainer, checkpoint, [name for name in changed if name != RECIPE])
 
 
 def refuse_cut_short(directory: Path, recipe: str) -> None:
@@ -177,5 +192,6 @@ def how_to_resume(directory: Path, arguments: Sequence[str]) -> str:
     again = arguments if "--resume" in arguments else [*arguments, "--resume"]
     python = Path(sys.executable).name
     python = python if shutil.which(python) == sys.executable else sys.executable
-    command = shlex.join([python, sys.argv[0], *again])
+    program = ["-m", "crosscode"] if Path(sys.argv[0]).name == "__main__.py" else [sys.argv[0]]
+    command = shlex.join([python, *program, *again])
     return f"Go on from step {int(newest.name.removeprefix('step_'))}{which} with: {command}"

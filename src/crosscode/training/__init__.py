@@ -11,9 +11,10 @@ from crosscode.training.gradients import (
     UnitNormDecoder,
 )
 from crosscode.training.interrupt import Interrupted
+from crosscode.training.optimizers import Several
 from crosscode.training.snapshot import Snapshot
 from crosscode.training.state import TrainState
-from crosscode.training.store import delete_checkpoints, newest_checkpoint, sweep, write_checkpoint
+from crosscode.training.store import clear_away, delete_checkpoints, newest_checkpoint, newest_in_all, write_checkpoint
 from crosscode.training.trainer import StepReport, Trainer, Weighted, train_together
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "NonNegativeThresholds",
     "NumericalError",
     "RemoveParallelGradient",
+    "Several",
     "Snapshot",
     "StepReport",
     "TrainState",
@@ -29,13 +31,14 @@ __all__ = [
     "UnitNormDecoder",
     "Weighted",
     "calibrate",
+    "clear_away",
     "delete_checkpoints",
     "describe",
     "differences",
     "load_checkpoint",
     "newest_checkpoint",
+    "newest_in_all",
     "save_checkpoint",
-    "sweep",
     "train_together",
     "write_checkpoint",
 ]

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from crosscode.errors import DAMAGE, BadInput, close_match, warn
-from crosscode.saving import WEIGHTS
+from crosscode.errors import DAMAGE, BadInput, close_match, first_line, warn
+from crosscode.saving import WEIGHTS, ties_of
 from crosscode.training.description import describe, differences, paths
 from crosscode.training.fitting import misfit
-from crosscode.training.snapshot import EXTRA, OPTIMIZER, STATE, Snapshot, arithmetic, folders, join_optimizer
+from crosscode.training.optimizers import join_state
+from crosscode.training.snapshot import EXTRA, OPTIMIZER, STATE, Snapshot, arithmetic, folders
 from crosscode.training.store import DamagedCheckpoint, damage_of, write_checkpoint
 from crosscode.training.trainer import PROGRESS, Trainer
 
@@ -51,7 +52,7 @@ def load_checkpoint(trainer: Trainer | Sequence[Trainer], checkpoint: Path, chan
     damage = damage_of(checkpoint)
     if damage is not None:
         raise DamagedCheckpoint(f"{checkpoint}: {damage}.")
-    read = [_read(checkpoint / folder) for folder in _members(checkpoint, len(trainers))]
+    read = [_read(checkpoint / name, each) for name, each in zip(_members(checkpoint, len(trainers)), trainers)]
     for each, (state, parts) in zip(trainers, read):
         _compare(each, state["configuration"], parts, checkpoint, changed)
         wrong = misfit(parts, each)
@@ -64,7 +65,12 @@ def load_checkpoint(trainer: Trainer | Sequence[Trainer], checkpoint: Path, chan
                 "bits may differ from those of an uninterrupted run.",
             )
     for each, (_, parts) in zip(trainers, read):
-        each.load_state_dict(parts)
+        try:
+            each.load_state_dict(parts)
+        except DAMAGE as error:
+            raise DamagedCheckpoint(
+                f"{checkpoint} does not fit: {type(error).__name__}: {first_line(error)}."
+            ) from error
 
 
 def _several(trainer: Trainer | Sequence[Trainer]) -> Sequence[Trainer]:
@@ -79,20 +85,22 @@ def _members(checkpoint: Path, n_trainers: int) -> Sequence[str]:
     return list(folders(n_trainers))
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What was written about the trainer, and what `Trainer.load_state_dict` takes."""
+def _read(folder: Path, trainer: Trainer) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What was written of a trainer, and what its `load_state_dict` takes, tied weights under each of their names."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         state = json.loads((folder / STATE).read_text())
         extra = load_file(folder / EXTRA)
+        model = load_file(folder / WEIGHTS)
         about = {name: dict(state[name]) for name in ("configuration", "arithmetic")}
         return about, {
-            "model": load_file(folder / WEIGHTS),
-            "optimizer": join_optimizer(load_file(folder / OPTIMIZER), state["optimizer"]),
-            "tokens_since_fired_L": extra["tokens_since_fired_L"],
-            "rng": extra["rng"],
+            "model": model | {name: model[of] for name, of in ties_of(trainer.model).items() if of in model},
+            "optimizer": join_state(load_file(folder / OPTIMIZER), state["optimizer"]),
+            "tokens_since_fired_L": extra.pop("tokens_since_fired_L"),
+            "rng": extra.pop("rng"),
+            "modules": extra,
             "progress": {name: {"stopped": False, **state["progress"]}[name] for name in PROGRESS},
         }
     except (OSError, SafetensorError, *DAMAGE) as error:

@@ -88,9 +88,11 @@ class _Walk:
         if isinstance(part, list | tuple | nn.ModuleList):
             return [self.of(item) for item in part]
         if isinstance(part, torch.optim.Optimizer):
-            defaults = {name: self.of(value) for name, value in part.defaults.items() if name != "lr"}
-            multipliers = [self.of(group.get("lr_multiplier", 1.0)) for group in part.param_groups]
-            return {"type": type(part).__name__, **defaults, "lr_multipliers": multipliers}
+            options = {name: value for name, value in part.defaults.items() if name != "lr"}
+            multipliers = [group.get("lr_multiplier", 1.0) for group in part.param_groups]
+            if any(each != 1 for each in multipliers):
+                options["lr_multipliers"] = multipliers
+            return {"type": type(part).__name__, **{name: self.of(value) for name, value in options.items()}}
         plain = _plain(part)
         return self._of_object(part) if plain is None else plain
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crosscode.training.optimizers import states_in
 from crosscode.training.trainer import PROGRESS, Trainer
 
 KINDS: Mapping[str, type] = {
@@ -29,45 +30,58 @@ def misfit(parts: Mapping[str, Any], trainer: Trainer) -> str | None:
     held = trainer.state_dict()
     tensors = [(f"model.{name}", value, parts["model"].get(name)) for name, value in held["model"].items()]
     tensors += [(name, held[name], parts[name]) for name in ("tokens_since_fired_L", "rng")]
+    tensors += [(name, value, parts["modules"].get(name)) for name, value in held["modules"].items()]
     for name, mine, given in tensors:
         if given is None or (given.shape, given.dtype) != (mine.shape, mine.dtype):
             return f"{name} is {'missing' if given is None else f'{given.dtype} {tuple(given.shape)}'}"
     if foreign := parts["model"].keys() - held["model"].keys():
         return f"it holds {min(foreign)!r}, which is no part of the model"
+    if foreign := parts["modules"].keys() - held["modules"].keys():
+        return f"it holds {min(foreign)!r}, which is no part of the trainer"
     for name in PROGRESS:
         value: Any = parts["progress"][name]
         in_range = isinstance(value, dict) or (isinstance(value, int | float) and 0 <= value < LARGEST)
         if type(value) is not KINDS[name] or not in_range:
             return f"{name} is {value!r}"
-    return _optimizer_misfit(parts["optimizer"], trainer) or _rng_misfit(parts["rng"])
+    return _optimizers_misfit(parts["optimizer"], held["optimizer"]) or _rng_misfit(parts["rng"])
 
 
-def _optimizer_misfit(given: Mapping[str, Any], trainer: Trainer) -> str | None:
-    held = trainer.optimizer.state_dict()["param_groups"]
-    groups = given["param_groups"]
-    if not isinstance(groups, list) or [_kinds(group) for group in groups] != [_kinds(group) for group in held]:
+def _optimizers_misfit(given: Any, held: Any) -> str | None:
+    """Of an optimizer, or of those that a composite holds: moments of any shape, whose files have their checksum."""
+    try:
+        states = list(zip(states_in(given), states_in(held), strict=True))
+    except ValueError:
+        return "it is of another number of optimizers"
+    return next((wrong for each, mine in states if (wrong := _optimizer_misfit(each, mine)) is not None), None)
+
+
+def _optimizer_misfit(given: Mapping[str, Any], held: Mapping[str, Any]) -> str | None:
+    groups, mine = given["param_groups"], held["param_groups"]
+    if not isinstance(groups, list) or len(groups) != len(mine) or not all(map(_alike, groups, mine)):
         return "the optimizer's groups are not those of the trainer's optimizer"
-    parameters = [parameter for group in trainer.optimizer.param_groups for parameter in group["params"]]
+    n_parameters = sum(len(group["params"]) for group in mine)
     for i, values in given["state"].items():
-        if not 0 <= i < len(parameters):
-            return f"the optimizer knows {len(parameters)} parameters, not a number {i}"
-        for name, value in values.items():
-            if isinstance(value, Tensor) and value.shape not in ((), parameters[i].shape):
-                return f"the optimizer's {name!r} of parameter {i} has shape {tuple(value.shape)}"
+        if type(i) is int and not 0 <= i < n_parameters:
+            return f"the optimizer knows {n_parameters} parameters, not a number {i}"
+        if not isinstance(values, Mapping):
+            return f"the optimizer's state of parameter {i} is {values!r}"
     return None
 
 
-def _kinds(group: Any) -> Any:
-    """What a group's values are, and which parameters it holds."""
-    if not isinstance(group, dict):
-        return None
-    configured = {name: value for name, value in group.items() if name != "lr_multiplier"}
-    return {name: value if name == "params" else _kind(value) for name, value in configured.items()}
+def _alike(given: Any, held: Mapping[str, Any]) -> bool:
+    """A group of the same parameters and kinds of values; others may have come with the steps, for None too."""
+    return isinstance(given, Mapping) and all(
+        name in given
+        and (given[name] == value if name == "params" else value is None or _kind(given[name]) == _kind(value))
+        for name, value in held.items()
+    )
 
 
 def _kind(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_kind(item) for item in value]
+    if isinstance(value, Tensor) and value.ndim == 0:
+        return "number"
     return "number" if isinstance(value, int | float) and not isinstance(value, bool) else type(value).__name__
 
 

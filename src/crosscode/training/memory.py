@@ -38,12 +38,14 @@ class Part:
         bytes: its size.
         when: at which moment it is there.
         option: what makes it smaller.
+        each: whether each of several that train together has its own.
     """
 
     what: str
     bytes: int
     when: Moment
     option: str
+    each: bool = False
 
 
 @attrs.frozen
@@ -102,15 +104,21 @@ def _bytes_of(tensors: Sequence[torch.Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def moments_per_number(optimizer: torch.optim.Optimizer) -> int:
-    """How many numbers the optimizer keeps for each number of a parameter, found by one step on two numbers."""
-    probe = nn.Parameter(torch.zeros(2, device="cpu"))
-    probe.grad = torch.zeros(2, device="cpu")
-    taken = inspect.signature(type(optimizer)).parameters
-    twin = type(optimizer)([probe], **{name: value for name, value in optimizer.defaults.items() if name in taken})
-    twin.step()
-    kept = [value for value in twin.state[probe].values() if isinstance(value, torch.Tensor)]
-    return sum(value.numel() == 2 for value in kept)
+def moments_per_number(optimizer: torch.optim.Optimizer) -> float:
+    """How many numbers of float32 the optimizer keeps for each number of a parameter, found by a step on a matrix.
+
+    Two, as Adam, of one that cannot be made from its defaults alone.
+    """
+    probe = nn.Parameter(torch.zeros(2, 2, device="cpu"))
+    probe.grad = torch.zeros(2, 2, device="cpu")
+    try:
+        taken = inspect.signature(type(optimizer)).parameters
+        twin = type(optimizer)([probe], **{name: value for name, value in optimizer.defaults.items() if name in taken})
+        twin.step()
+        kept = [value for value in twin.state[probe].values() if isinstance(value, torch.Tensor)]
+    except Exception:  # whatever an optimizer of one's own raises
+        return 2.0
+    return sum((value.element_size() / probe.element_size() for value in kept if value.numel() == probe.numel()), 0.0)
 
 
 def estimate(trainer: Trainer, data: Dataloader, device: torch.device) -> Estimate:
@@ -125,7 +133,7 @@ def estimate(trainer: Trainer, data: Dataloader, device: torch.device) -> Estima
     models = data.harvester.models
     parameters = list(coder.parameters())
     n_bytes = _bytes_of(parameters)
-    kept = moments_per_number(trainer.optimizer) * n_bytes
+    kept = round(moments_per_number(trainer.optimizer) * n_bytes)
     harvested_at_once = data.harvester.sequences_at_once * data.sequences.sequence_length
     site = numbers_per_token(models, data.hookpoints) * element_size(models)
     ring = 2 * data.harvests_per_block * harvested_at_once * site
@@ -145,9 +153,9 @@ def estimate(trainer: Trainer, data: Dataloader, device: torch.device) -> Estima
     parts = (
         Part("the program, its text and tokenizer", PROGRAM, "always", "nothing"),
         Part("language models", sum(getattr(model, "weight_bytes", 0) for model in models), "always", n_models),
-        Part("coder", _bytes_of([*parameters, *coder.buffers()]), "always", latents),
+        Part("coder", _bytes_of([*parameters, *coder.buffers()]), "always", latents, each=True),
         Part("gradients", n_bytes, "always", latents),
-        Part("optimizer", kept, "always", latents),
+        Part("optimizer", kept, "always", latents, each=True),
         Part("shuffle buffer", ring, "before the first step", buffer),
         Part("batches remembered", remembered, "before the first step", "fewer --init-tokens"),
         Part(
@@ -160,13 +168,33 @@ def estimate(trainer: Trainer, data: Dataloader, device: torch.device) -> Estima
         Part("harvesting", harvest, "in a step", harvesting),
         Part(f"a step on {B:,} tokens, {form} codes", step, "in a step", "a smaller --batch-size with --accumulate"),
         Part("micro-batches", (trainer.accumulate - 1) * B * per_token, "in a step", "a smaller --accumulate"),
-        Part("a checkpoint being written", n_bytes + kept, "in a step", latents),
+        Part("a checkpoint being written", n_bytes + kept, "in a step", latents, each=True),
         Part("batches read ahead", data.batches_ahead * B * per_token, "in a step", "a smaller --ahead"),
         Part("shuffle buffers of both splits", 2 * ring, "at the end", buffer),
         Part("measuring", harvest + measured, "at the end", harvesting if harvest > measured else batch),
-        Part(f"{CHECKPOINTS} checkpoints", CHECKPOINTS * (n_bytes + kept), "on disk", "an --output with more room"),
+        Part(
+            f"{CHECKPOINTS} checkpoints",
+            CHECKPOINTS * (n_bytes + kept),
+            "on disk",
+            "an --output with more room",
+            each=True,
+        ),
     )
     return Estimate(parts, device)
+
+
+def together(estimates: Sequence[Estimate]) -> Estimate:
+    """What trainers that train together take: weights and moments of each, and all else once, as large as the largest.
+
+    Args:
+        estimates: of each, on the same data.
+    """
+    parts = []
+    for of_one in zip(*(each.parts for each in estimates)):
+        largest = max(of_one, key=lambda part: part.bytes)
+        n_bytes = sum(part.bytes for part in of_one) if largest.each else largest.bytes
+        parts.append(attrs.evolve(largest, bytes=n_bytes))
+    return Estimate(tuple(parts), estimates[0].device)
 
 
 def _sizes(coder: SparseCoder) -> tuple[int, int]:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from crosscode.errors import NumericalError
 from crosscode.finite import all_finite, not_finite
-from crosscode.saving import SPEC, WEIGHTS, spec_text
+from crosscode.saving import SPEC, WEIGHTS, spec_text, ties_of
+from crosscode.training.optimizers import split_state
 from crosscode.training.trainer import Trainer
 
 OPTIMIZER, EXTRA, STATE = "optimizer.safetensors", "state.safetensors", "state.json"
@@ -44,9 +45,11 @@ class Snapshot:
         texts: dict[str, str] = {}
         for folder, trainer in zip(folders(len(trainers)), trainers):
             parts = trainer.state_dict()
-            moments, plain = split_optimizer(parts["optimizer"])
-            extra = {"tokens_since_fired_L": parts["tokens_since_fired_L"], "rng": parts["rng"]}
-            for file, held in ((WEIGHTS, parts["model"]), (OPTIMIZER, moments), (EXTRA, extra)):
+            moments, plain = split_state(parts["optimizer"])
+            extra = {name: parts[name] for name in ("tokens_since_fired_L", "rng")} | parts["modules"]
+            ties = ties_of(trainer.model)
+            weights = {name: value for name, value in parts["model"].items() if name not in ties}
+            for file, held in ((WEIGHTS, weights), (OPTIMIZER, moments), (EXTRA, extra)):
                 _check(trainer.state.step, file, held)
                 tensors[folder + file] = {name: _copy(value) for name, value in held.items()}
             state = {
@@ -72,28 +75,6 @@ def arithmetic(trainer: Trainer) -> dict[str, Any]:
         "device_type": trainer.model.device.type,
         "torch": str(torch.__version__),
     }
-
-
-def split_optimizer(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimizer's state as named tensors, and the plain data around them."""
-    tensors: dict[str, Tensor] = {}
-    plain: dict[str, Any] = {}
-    for parameter, values in state["state"].items():
-        for name, value in values.items():
-            if isinstance(value, Tensor):
-                tensors[f"{parameter}.{name}"] = value
-            else:
-                plain[f"{parameter}.{name}"] = value
-    return tensors, {"values": plain, "groups": state["param_groups"]}
-
-
-def join_optimizer(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `split_optimizer`."""
-    state: dict[int, dict[str, Any]] = {}
-    for key, value in {**tensors, **plain["values"]}.items():
-        parameter, name = key.split(".", 1)
-        state.setdefault(int(parameter), {})[name] = value
-    return {"state": state, "param_groups": plain["groups"]}
 
 
 def _check(step: int, file: str, tensors: Mapping[str, Tensor]) -> None:

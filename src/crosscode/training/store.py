@@ -14,7 +14,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -75,13 +75,19 @@ def write_checkpoint(snapshot: Snapshot, run: Path, keep: int, keep_every: int |
 
 def newest_checkpoint(run: Path) -> Path | None:
     """The newest whole checkpoint of a run; damaged ones are named in a warning and passed over."""
-    for step in sorted(_steps(run), reverse=True):
-        candidate = run / checkpoint_name(step)
-        damage = damage_of(candidate)
-        if damage is None:
-            return candidate
-        warn(f"{candidate.name} is damaged ({damage}); falling back to an older checkpoint.")
-    return None
+    return next(iter(newest_in_all([run])), None)
+
+
+def newest_in_all(runs: Sequence[Path]) -> list[Path]:
+    """Of runs that train together, each one's checkpoint of the newest step that all have whole; empty without one."""
+    for step in sorted(set.intersection(*(set(_steps(run)) for run in runs)), reverse=True):
+        candidates = [run / checkpoint_name(step) for run in runs]
+        damages = {candidate: damage for candidate in candidates if (damage := damage_of(candidate)) is not None}
+        if not damages:
+            return candidates
+        for candidate, damage in damages.items():
+            warn(f"{candidate.name} is damaged ({damage}); falling back to an older checkpoint.")
+    return []
 
 
 def delete_checkpoints(run: Path, keep: int = 0, keep_every: int | None = None, beyond: int | None = None) -> None:
@@ -100,7 +106,7 @@ def delete_checkpoints(run: Path, keep: int = 0, keep_every: int | None = None, 
             _delete(run / checkpoint_name(step))
 
 
-def sweep(run: Path) -> None:
+def clear_away(run: Path) -> None:
     """Clear away what killed processes left half written, half replaced or half deleted."""
     for left in sorted(run.glob(".*_*")) if run.is_dir() else ():
         if left.name.startswith(REPLACED) and not (run / left.name.removeprefix(REPLACED)).exists():

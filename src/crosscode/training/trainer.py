@@ -38,6 +38,7 @@ from crosscode.training.description import describe
 from crosscode.training.finite import check_batch, check_gradients, check_rate, check_terms, check_weights
 from crosscode.training.gradients import ClipNorm, Constraint, GradientTransform
 from crosscode.training.interrupt import deferred_interrupts
+from crosscode.training.optimizers import check_steps, load_optimizer, states_in
 from crosscode.training.silence import check_can_fire, check_sign, tell_of_silence
 from crosscode.training.state import TrainState
 
@@ -124,8 +125,8 @@ class Trainer:
         metrics: measured beside the recipe's own, in every curve (`Log`).
         callbacks: shown a `StepReport` after every step; may have `on_start`, `on_trained` (after the last step, before
             thresholds are calibrated), `on_finish`, `on_interrupt` and `on_end`, each called with the trainer, and a
-            `phase` that its time counts for (`crosscode.phases`). One may call `trainer.stop()`; list it before the
-            `Log`, which then writes the last step.
+            `phase` that its time counts for (`crosscode.phases`); `check_trainer` refuses one before data is read. One
+            may call `trainer.stop()`; list it before the `Log`, which then writes the last step.
         held_out: data that final thresholds are calibrated on; the training data if not given.
         precision: `bf16` computes the dense products in bfloat16, with float32 masters and thresholds.
         state: what a run knows; made fresh if not given.
@@ -205,6 +206,10 @@ class Trainer:
             check_start = getattr(constraint, "check_start", None)
             if check_start is not None:
                 check_start(self.init)
+        for callback in self.callbacks:
+            check_trainer = getattr(callback, "check_trainer", None)
+            if check_trainer is not None:
+                check_trainer(self)
 
     def _parts(self) -> Iterator[tuple[str, object]]:
         """What is made for one coder, by name: all parts but callbacks, of which only the metrics are."""
@@ -215,8 +220,22 @@ class Trainer:
         for i, callback in enumerate(self.callbacks):
             yield from ((f"callbacks[{i}]", metric) for metric in getattr(callback, "metrics", ()))
 
+    def _tensors_of_parts(self) -> dict[str, Tensor]:
+        """What changes in modules that parts are or hold, such as a learned loss: not the coder's, nothing frozen."""
+        seen = set(self.model.modules())
+        found: dict[str, Tensor] = {}
+        for name, part in self._parts():
+            for i, value in enumerate([part, *held_by(part)]):
+                if isinstance(value, nn.Module) and value not in seen:
+                    seen.update(value.modules())
+                    for key, tensor in value.state_dict(keep_vars=True).items():
+                        if tensor.requires_grad or not isinstance(tensor, nn.Parameter):
+                            found[f"{name}{f'.{i}' if i else ''}: {key}"] = tensor
+        return found
+
     def _check_optimizer(self) -> None:
         """A parameter that took another's place since the optimizer was built would never be trained."""
+        check_steps(self.optimizer)
         held = {p for group in self.optimizer.param_groups for p in group["params"]}
         missing = [name for name, p in self.model.named_parameters() if p.requires_grad and p not in held]
         if missing:
@@ -426,12 +445,14 @@ class Trainer:
             _tell(callback, moment, self)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that changes: model, optimizer, state, data cursor and random state."""
+        """Everything that changes: model, optimizer, state, data cursor, random state, and modules among the parts."""
         optimizer = self.optimizer.state_dict()
-        for group in optimizer["param_groups"]:
-            group.pop("lr_multiplier", None)  # configuration, and no state
+        for state in states_in(optimizer):
+            for group in state["param_groups"]:
+                group.pop("lr_multiplier", None)  # configuration, and no state
         return {
             "model": self.model.state_dict(),
+            "modules": self._tensors_of_parts(),
             "optimizer": optimizer,
             "tokens_since_fired_L": self.state.tokens_since_fired_L,
             "progress": {name: copy.copy(getattr(self.state, name)) for name in PROGRESS},
@@ -440,11 +461,14 @@ class Trainer:
 
     def load_state_dict(self, parts: Mapping[str, Any]) -> None:
         """Continue from what `state_dict` gave."""
-        self.model.load_state_dict(parts["model"])
         multipliers = [group.get("lr_multiplier", 1.0) for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(parts["optimizer"])
+        load_optimizer(self.optimizer, parts["optimizer"])
+        self.model.load_state_dict(parts["model"])
         for group, multiplier in zip(self.optimizer.param_groups, multipliers):
             group["lr_multiplier"] = multiplier
+        with torch.no_grad():
+            for name, tensor in self._tensors_of_parts().items():
+                tensor.copy_(parts["modules"][name])
         self.state.tokens_since_fired_L.copy_(parts["tokens_since_fired_L"])
         for name, value in parts["progress"].items():
             setattr(self.state, name, copy.copy(value))
