@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 
 import attrs
+import torch
 from torch import nn
 
 ModuleType = TypeVar("ModuleType", bound=type[nn.Module])
@@ -33,6 +34,15 @@ def module(cls: ModuleType) -> ModuleType:
 def evolve(part: Part, **changes: Any) -> Part:
     """A new module with the same fields but for the changes; its parameters start afresh."""
     return attrs.evolve(part, **changes)  # type: ignore[misc]  # attrs knows `@module`'s classes, mypy does not
+
+
+@torch.no_grad()
+def randomised(part: Part) -> Part:
+    """The same module with other parameters, drawn from a normal distribution: what is still so, is by construction."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in part.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return part
 
 
 @contextmanager

@@ -36,13 +36,13 @@ from crosscode.evaluation.activity import Activity
 from crosscode.evaluation.examples import Examples, find_examples, texts_of
 from crosscode.evaluation.latent_scaling import LatentScaling, ScalingSums
 from crosscode.evaluation.logit_attribution import LogitAttribution, attribute_logits
-from crosscode.evaluation.measures import diffs_models, measures, read_names, site_names
+from crosscode.evaluation.measures import diffs_models, measures, read_names, site_names, sources_L
 from crosscode.evaluation.parts import Parts
 from crosscode.evaluation.splice import Ablation, ModelSplices, check_ablation, splice
 from crosscode.evaluation.text import read_text
 from crosscode.files import write_tensors
 from crosscode.metrics import ReconstructionBias, delta_norm, relative_norm
-from crosscode.models import PerSiteEncoder, SparseCoder, Trace
+from crosscode.models import SparseCoder, Trace
 from crosscode.module import in_eval_mode
 
 FOLDER = "evaluation"
@@ -394,11 +394,10 @@ def _latents(
         "norms_LXo": norms_LXo,
         "entropy_L": torch.special.entr(share_LX).sum(-1),
     }
-    index_L = torch.arange(coder.n_latents)
-    if (n_shared := getattr(coder.decoder, "n_shared", None)) is not None:
-        latents["tied_L"] = index_L < n_shared
-    if isinstance(coder.encoder, PerSiteEncoder):
-        latents["source_L"] = index_L // coder.encoder.n_latents_per_site
+    if (shared_L := coder.decoder.shared_L().cpu()).any():
+        latents["tied_L"] = shared_L
+    if (source_L := sources_L(coder)) is not None:
+        latents["source_L"] = source_L
     if diffs_models(coder):
         latents |= {"relative_norm_L": relative_norm(norms_LXo), "delta_norm_L": delta_norm(norms_LXo)}
     if scaling is not None:

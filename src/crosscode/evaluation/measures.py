@@ -2,10 +2,14 @@
 
 from typing import TypeGuard
 
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
 from crosscode.activations import Activation, PerSite, Thresholded
 from crosscode.data import Dataloader
 from crosscode.metrics import FVU, L0, DecoderCosine, DecoderNormRatio, Density, Metric, Thresholds
-from crosscode.models import PerSiteEncoder, SparseCoder
+from crosscode.models import SparseCoder
 
 
 def site_names(data: Dataloader) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -32,10 +36,20 @@ def has_thresholds(activation: Activation) -> TypeGuard[Thresholded]:
     return all(isinstance(each, Thresholded) for each in sites)
 
 
+def sources_L(coder: SparseCoder) -> Int[Tensor, " L"] | None:
+    """The site that each latent reads, where each reads a single one of several and sites lie end to end."""
+    reads_LX = coder.encoder.reads_LXi().cpu().reshape(coder.n_latents, -1)
+    source_L = reads_LX.int().argmax(-1)
+    sites = source_L.unique()
+    end_to_end = torch.equal(source_L, sites.repeat_interleave(-(-len(source_L) // len(sites)))[: len(source_L)])
+    return source_L if reads_LX.shape[1] > 1 and (reads_LX.sum(-1) == 1).all() and end_to_end else None
+
+
 def measures(coder: SparseCoder, data: Dataloader) -> list[Metric]:
     """Reconstruction, sparsity and, of a coder of several models, how its decoders differ."""
-    n_shared = getattr(coder.decoder, "n_shared", None)
-    per_site = coder.encoder.in_dims[0] if isinstance(coder.encoder, PerSiteEncoder) else None
+    shared_L, source_L = coder.decoder.shared_L(), sources_L(coder)
+    n_shared = int(shared_L.sum()) if shared_L.any() else None
+    per_site = None if source_L is None else len(source_L.unique())
     of_two_models: list[Metric] = [DecoderNormRatio(), DecoderCosine()] if diffs_models(coder) else []
     return [
         FVU(site_names(data)),
