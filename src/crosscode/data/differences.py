@@ -101,3 +101,7 @@ class DifferenceIterator:
     def cursor(self) -> dict[str, Any]:
         """Plain data from which `Differences.iter_from` goes on."""
         return self._batches.cursor()
+
+    def close(self) -> None:
+        """No more batches are wanted: who reads ahead stops."""
+        self._batches.close()

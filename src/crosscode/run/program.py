@@ -45,7 +45,7 @@ def memory_of(factory: Callable[..., Trainer], run: RunOptions, scheme: Mapping[
             trainer = factory(without_values, **scheme)
     except (NotImplementedError, RuntimeError):  # a recipe of one's own that looks at values
         trainer = factory(run, **scheme)
-    return estimate(trainer, dataloader_of(trainer), torch.device(run.device))
+    return estimate(trainer, dataloader_of(trainer, without_values), torch.device(run.device))
 
 
 def main(factory: Callable[..., Trainer], arguments: Sequence[str] | None = None) -> dict[str, Any]:

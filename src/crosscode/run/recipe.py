@@ -22,7 +22,7 @@ from crosscode.callbacks import (
 )
 from crosscode.data import Dataloader
 from crosscode.data.dataloader import tokens_read
-from crosscode.errors import BadInput, CrosscodeError, warn
+from crosscode.errors import CrosscodeError, warn
 from crosscode.evaluation import Parts, full_evaluation, measures, remove_evaluation, remove_exclusivity
 from crosscode.files import write_json
 from crosscode.metrics import Dead
@@ -49,11 +49,9 @@ from crosscode.saving import save
 from crosscode.training import Trainer, delete_checkpoints, describe
 
 
-def dataloader_of(trainer: Trainer) -> Dataloader:
-    """A recipe's own data: what `RunOptions.dataloader` made."""
-    if not isinstance(trainer.data, Dataloader):
-        raise BadInput(f"a recipe trains on a Dataloader, got {type(trainer.data).__name__}.")
-    return trainer.data
+def dataloader_of(trainer: Trainer, run: RunOptions) -> Dataloader:
+    """What a run harvests: the recipe's data, or, of data of the recipe's own, what the options stand for."""
+    return trainer.data if isinstance(trainer.data, Dataloader) else run.dataloader()
 
 
 def held_out_of(coder: SparseCoder, run: RunOptions) -> Dataloader:
@@ -89,7 +87,7 @@ def run_recipe(trainer: Trainer, run: RunOptions, name: str) -> dict[str, Any]:
     wandb = wandb_of(run, name)
     sinks: list[Sink] = [JSONLines(directory / CURVES), wandb]
     dead_after = dead_after_tokens_of(trainer, run)
-    metrics = [*measures(trainer.model, dataloader_of(trainer)), Dead(dead_after)]
+    metrics = [*measures(trainer.model, dataloader_of(trainer, run)), Dead(dead_after)]
     log = Log(sinks, every=run.log_every, metrics=metrics, samples_every=10 * run.log_every)
     bar = () if run.quiet else (ProgressBar(),)
     trainer = attrs.evolve(
