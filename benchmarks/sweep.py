@@ -56,7 +56,7 @@ GRIDS: dict[str, dict[str, list[Any]]] = {
     "sae_topk": {"k": [8, 16, 32], "lr": [1e-3, 3e-3], "lr_warmup": [0.0, 0.05]},
     "skip_transcoder": {"k": [8, 16, 32], "lr": [3e-3, 1e-2], "lr_warmup": [0.0, 0.05]},
     "matryoshka_batch_topk": {"k": [8, 16, 32], "lr": [1e-3, 3e-3], "lr_warmup": [0.0, 0.05]},
-    "gated_sae": {"sparsity": [2.0, 4.0, 8.0], "lr": [1e-3, 3e-3], "lr_warmup": [0.0, 0.05]},
+    "gated_sae": {"sparsity": [1.0, 2.0, 4.0], "lr": [1e-3, 3e-3], "lr_warmup": [0.0, 0.05]},
     "jumprelu_l0": {"sparsity": [0.03, 0.1, 0.3], "lr": [1e-3, 3e-3], "lr_warmup": [0.0, 0.05]},
     "causal_crosscoder": {"k": [12, 24, 48], "lr": [1e-3, 3e-3], "lr_warmup": [0.0, 0.05]},
     "dedicated_crosscoder": {"k": [12, 24, 48], "lr": [1e-3, 3e-3], "lr_warmup": [0.0, 0.05]},

@@ -24,13 +24,13 @@ def jumprelu_l0(
     run: RunOptions = RunOptions(models=("embedded:tuned",)),
     n_latents: int = 1024,
     target_l0: float = 20.0,
-    sparsity: float = 0.1,
+    sparsity: float = 0.3,
     sparsity_warmup: float = 0.1,
     frequency: float = 0.0,
     frequency_scale: float = 0.1,
     bandwidth: float = 2.0,
     threshold: float = 1.105,
-    ste_to_input: bool = False,
+    ste_to_input: bool = True,
     firing_rate: float = 0.1,
     lr: float = 3e-3,
     threshold_lr: float = 10.0,
@@ -48,7 +48,8 @@ def jumprelu_l0(
         frequency_scale: the share of tokens at which a latent's price has doubled (Progress Update 2 sweeps it).
         bandwidth: width of the straight-through window (Gemma Scope: 0.001 where activations have a mean square of 1).
         threshold: initial threshold (Gemma Scope: 0.001, with its bandwidth; January 2025 update as ported: 1.105).
-        ste_to_input: let the estimator reach all parameters (January 2025: yes; Gemma Scope: thresholds alone).
+        ste_to_input: let the estimator reach all parameters (January 2025: yes; Gemma Scope: thresholds
+            alone, which leaves half of the latents silent in as short a run as this).
         firing_rate: share of tokens each latent fires on at the start (January 2025 update: 10000 / n_latents).
         lr: Adam's learning rate (Gemma Scope: 7e-5, for longer runs).
         threshold_lr: learning rate of the thresholds, in multiples of `lr`; at one rate they lag behind (Gemma Scope:

@@ -359,7 +359,7 @@ class MaskedEncoder(Encoder):
 
     def weights(self) -> Float[Tensor, "*Xi Di L"]:
         """The weights as a dense tensor, 0 where nothing is read."""
-        dense_XDiL = self.W_enc_XgDiLg[0].new_zeros(n_sites(self.in_dims), self.d_in, self.n_latents)
+        dense_XDiL: Tensor = self.W_enc_XgDiLg[0].new_zeros(n_sites(self.in_dims), self.d_in, self.n_latents)
         for latents, sites, W_XgDiLg in self._groups():
             dense_XDiL[list(sites), :, latents] = W_XgDiLg
         return dense_XDiL.reshape(*self.in_dims, self.d_in, self.n_latents)
