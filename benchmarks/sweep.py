@@ -58,7 +58,7 @@ GRIDS: dict[str, dict[str, list[Any]]] = {
     "matryoshka_batch_topk": {"k": [8, 16, 32], "lr": [1e-3, 3e-3], "lr_warmup": [0.0, 0.05]},
     "gated_sae": {"sparsity": [1.0, 2.0, 4.0], "lr": [1e-3, 3e-3], "lr_warmup": [0.0, 0.05]},
     "jumprelu_l0": {"sparsity": [0.03, 0.1, 0.3], "lr": [1e-3, 3e-3], "lr_warmup": [0.0, 0.05]},
-    "causal_crosscoder": {"k": [12, 24, 48], "lr": [1e-3, 3e-3], "lr_warmup": [0.0, 0.05]},
+    "causal_crosscoder": {"k": [4, 8, 16], "lr": [1e-3, 3e-3], "lr_warmup": [0.0, 0.05]},
     "dedicated_crosscoder": {"k": [12, 24, 48], "lr": [1e-3, 3e-3], "lr_warmup": [0.0, 0.05]},
     "delta_crosscoder": {"k_delta": [4, 8], "k_shared": [10, 20], "delta": [0.1, 1.0], "lr": [1e-3, 3e-3]},
     "difference_sae": {"k": [8, 16, 32], "lr": [1e-3, 3e-3], "lr_warmup": [0.0, 0.05]},

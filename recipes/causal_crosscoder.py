@@ -9,7 +9,7 @@ Sources: "Sparse Crosscoders", Anthropic, October 2024 (weakly and strictly caus
 from typing import Literal
 
 from crosscode import SparseCoder, Trainer, Weighted
-from crosscode.activations import BatchTopK
+from crosscode.activations import BatchTopK, PerSite
 from crosscode.errors import BadInput
 from crosscode.initialization import AnthropicTranspose, CLTUniform, NormalizeActivations
 from crosscode.losses import SummedSquaredError
@@ -23,7 +23,7 @@ def causal_crosscoder(
     run: RunOptions = RunOptions(hookpoints=tuple(f"blocks.{i}.hook_resid_post" for i in (1, 2, 3))),
     style: Literal["weak", "strict", "acausal"] = "weak",
     n_latents: int = 512,
-    k: int = 24,
+    k: int = 8,
     aux_k: float = 1 / 32,
     aux_latents: int | None = None,
     dead_after: float = 0.1,
@@ -37,8 +37,9 @@ def causal_crosscoder(
         run: one or more models, hookpoints in the order of the layers, and output.
         style: `weak`, a latent reads a layer and writes it and later ones; `strict`, later ones alone, so that no
             latent writes the first layer; `acausal`, it reads and writes all.
-        n_latents: latents of each layer that is read (Gemma Scope 2: 64k to 1M over 4 layers); of all if acausal.
-        k: latents per token on average, over all layers (Gemma Scope 2 aims at an L0 of 50 or 150).
+        n_latents: latents of each layer (Gemma Scope 2: 64k to 1M over 4 layers).
+        k: latents per token of each layer, on average over a batch; each layer has a budget of its own, since latents
+            that write fewer layers would lose against others (Gemma Scope 2: an L0 of 50 or 150 over 4 layers).
         aux_k: weight of the auxiliary loss on dead latents (Gao et al. 2024: 1/32).
         aux_latents: how many dead latents reconstruct a token's error; half the width if not given (Gao et al. 2024).
         dead_after: silence, as a part of the run's tokens, that makes a latent dead; at most 10M tokens (Gao et al.).
@@ -57,17 +58,19 @@ def causal_crosscoder(
 
     start = AnthropicTranspose(norm=decoder_norm, seed=run.seed)
     if style == "acausal":
-        encoder = DenseEncoder(data.in_dims, data.d_in, n_latents, widths_Xi=data.widths_Xi)
-        decoder = DenseDecoder(n_latents, data.out_dims, data.d_out, widths_Xo=data.widths_Xo)
+        activation, n_all = BatchTopK(k * n_layers), n_latents * n_layers
+        encoder = DenseEncoder(data.in_dims, data.d_in, n_all, widths_Xi=data.widths_Xi)
+        decoder = DenseDecoder(n_all, data.out_dims, data.d_out, widths_Xo=data.widths_Xo)
     else:
         later = 1 if style == "strict" else 0
         sources = range(n_layers - later)
+        activation = PerSite([BatchTopK(k) for _ in sources])
         reads = SiteMask([(n_latents, sites(range(i, i + 1))) for i in sources])
         writes = SiteMask([(n_latents, sites(range(i + later, n_layers))) for i in sources])
         encoder = MaskedEncoder(data.in_dims, data.d_in, reads, widths_Xi=data.widths_Xi)
         decoder = MaskedDecoder(writes, data.out_dims, data.d_out, widths_Xo=data.widths_Xo)
         start = CLTUniform(n_latents, seed=run.seed) if style == "strict" else start
-    coder = SparseCoder(encoder, BatchTopK(k), decoder).to(run.device)
+    coder = SparseCoder(encoder, activation, decoder).to(run.device)
     dead = run.dead_after_tokens(num_steps, dead_after)
     aux = AuxK(aux_latents, dead)
     return Trainer(
