@@ -11,7 +11,7 @@ from typing import Literal
 from crosscode import SparseCoder, Trainer, Weighted
 from crosscode.activations import BatchTopK, PerSite
 from crosscode.errors import BadInput
-from crosscode.initialization import AnthropicTranspose, CLTUniform, NormalizeActivations
+from crosscode.initialization import AnthropicTranspose, NormalizeActivations, ZeroDecoderSkip
 from crosscode.losses import SummedSquaredError
 from crosscode.models import DenseDecoder, DenseEncoder, MaskedDecoder, MaskedEncoder, SiteMask
 from crosscode.penalties import AuxK
@@ -36,14 +36,15 @@ def causal_crosscoder(
     Args:
         run: one or more models, hookpoints in the order of the layers, and output.
         style: `weak`, a latent reads a layer and writes it and later ones; `strict`, later ones alone, so that no
-            latent writes the first layer; `acausal`, it reads and writes all.
+            latent writes the first layer, and decoders start at zero, as a transcoder's do; `acausal`, it reads and
+            writes all.
         n_latents: latents of each layer (Gemma Scope 2: 64k to 1M over 4 layers).
         k: latents per token of each layer, on average over a batch; each layer has a budget of its own, since latents
             that write fewer layers would lose against others (Gemma Scope 2: an L0 of 50 or 150 over 4 layers).
         aux_k: weight of the auxiliary loss on dead latents (Gao et al. 2024: 1/32).
         aux_latents: how many dead latents reconstruct a token's error; half the width if not given (Gao et al. 2024).
         dead_after: silence, as a part of the run's tokens, that makes a latent dead; at most 10M tokens (Gao et al.).
-        decoder_norm: weak and acausal: norm of each latent's decoder at each site at the start (Minder et al.: 1.0).
+        decoder_norm: weak, acausal: norm of each latent's decoder at each site at the start (Minder et al.: 1.0).
         lr: Adam's learning rate (the literature: 2e-4 / sqrt(n_latents / 16384), for longer runs).
         num_steps: optimizer steps, each of batch_size x accumulate tokens.
     """
@@ -64,15 +65,15 @@ def causal_crosscoder(
     else:
         later = 1 if style == "strict" else 0
         sources = range(n_layers - later)
-        activation = PerSite([BatchTopK(k) for _ in sources])
+        activation = PerSite([BatchTopK(k, weighted=style == "weak") for _ in sources])
         reads = SiteMask([(n_latents, sites(range(i, i + 1))) for i in sources])
         writes = SiteMask([(n_latents, sites(range(i + later, n_layers))) for i in sources])
         encoder = MaskedEncoder(data.in_dims, data.d_in, reads, widths_Xi=data.widths_Xi)
         decoder = MaskedDecoder(writes, data.out_dims, data.d_out, widths_Xo=data.widths_Xo)
-        start = CLTUniform(n_latents, seed=run.seed) if style == "strict" else start
+        start = ZeroDecoderSkip(seed=run.seed) if style == "strict" else start
     coder = SparseCoder(encoder, activation, decoder).to(run.device)
     dead = run.dead_after_tokens(num_steps, dead_after)
-    aux = AuxK(aux_latents, dead)
+    aux = AuxK(aux_latents, dead, norm="none" if style == "strict" else "l1_of_l2")
     return Trainer(
         model=coder,
         data=data,
