@@ -55,7 +55,23 @@ GRIDS: dict[str, dict[str, list[Any]]] = {
     "clt_topk": {"k": [12, 24, 48], "lr": [3e-3, 1e-2], "lr_warmup": [0.0, 0.05]},
     "sae_topk": {"k": [8, 16, 32], "lr": [1e-3, 3e-3], "lr_warmup": [0.0, 0.05]},
     "skip_transcoder": {"k": [8, 16, 32], "lr": [3e-3, 1e-2], "lr_warmup": [0.0, 0.05]},
+    "matryoshka_batch_topk": {"k": [8, 16, 32], "lr": [1e-3, 3e-3], "lr_warmup": [0.0, 0.05]},
+    "gated_sae": {"sparsity": [1.0, 2.0, 4.0], "lr": [1e-3, 3e-3], "lr_warmup": [0.0, 0.05]},
+    "jumprelu_l0": {"sparsity": [0.03, 0.1, 0.3], "lr": [1e-3, 3e-3], "lr_warmup": [0.0, 0.05]},
+    "causal_crosscoder": {"k": [4, 8, 16], "lr": [1e-3, 3e-3], "lr_warmup": [0.0, 0.05]},
+    "dedicated_crosscoder": {"k": [12, 24, 48], "lr": [1e-3, 3e-3], "lr_warmup": [0.0, 0.05]},
+    "delta_crosscoder": {"k_delta": [4, 8], "k_shared": [10, 20], "delta": [0.1, 1.0], "lr": [1e-3, 3e-3]},
+    "difference_sae": {"k": [8, 16, 32], "lr": [1e-3, 3e-3], "lr_warmup": [0.0, 0.05]},
 }
+NOT_SWEPT = (
+    "matryoshka_batch_topk",
+    "gated_sae",
+    "jumprelu_l0",
+    "causal_crosscoder",
+    "dedicated_crosscoder",
+    "delta_crosscoder",
+    "difference_sae",
+)  # their defaults were tried, one run each
 RECIPES = {"compound_clt_batch_topk": "compound_clt"}  # of grids that are not named after their recipe
 KEPT = {
     "compound_clt": "lr 3e-3 has 0.6 times the FVU of the cell that is chosen and two thirds of its L0, and misses the "

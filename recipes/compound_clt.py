@@ -33,6 +33,7 @@ def compound_clt(
     aux_latents: int | None = None,
     dead_after: float = 0.1,
     skip: bool = False,
+    rank: int | None = None,
     lr: float = 3e-3,
     threshold_lr: float = 1.0,
     num_steps: int = 600,
@@ -54,6 +55,7 @@ def compound_clt(
         aux_latents: BatchTopK: how many dead latents reconstruct a token's error, half the width if not given (Gao).
         dead_after: BatchTopK: silence, as a part of the run's tokens, that makes a latent dead; at most 10M tokens.
         skip: learn a linear map from each layer's input to the same layer's output (Gemma Scope 2).
+        rank: the rank of what each layer's latents write to each later layer; none for all of it (the paper: all).
         lr: Adam's learning rate (the paper: falls as 1/sqrt(FLOPs); no value is given).
         threshold_lr: JumpReLU: the thresholds' learning rate, in multiples of `lr` (short runs: about 10).
         num_steps: optimizer steps, each of batch_size x accumulate tokens.
@@ -70,7 +72,7 @@ def compound_clt(
         aux = AuxK(aux_latents, dead, norm="l2")
         penalties = {"aux_k": Weighted(aux, aux_k)}
     coder = compound_cross_layer_transcoder(
-        data.d_in, n_layers, n_latents, layers, skip, data.d_out, widths_Xi=data.widths_Xi, widths_Xo=data.widths_Xo
+        data.d_in, n_layers, n_latents, layers, skip, data.d_out, data.widths_Xi, data.widths_Xo, rank
     ).to(run.device)
     return Trainer(
         model=coder,

@@ -13,7 +13,7 @@ from crosscode import SparseCoder, Trainer, Weighted
 from crosscode.activations import BatchTopK, GroupMax, TopK
 from crosscode.initialization import NormalizeActivations, SameAcrossSites
 from crosscode.losses import SummedSquaredError
-from crosscode.models import DenseDecoder, DenseEncoder
+from crosscode.models import DenseDecoder, DenseEncoder, TiedEncoder
 from crosscode.penalties import AuxK
 from crosscode.run import RunOptions, main
 from crosscode.training import ClipNorm
@@ -30,6 +30,7 @@ def topk_crosscoder(
     aux_latents: int | None = None,
     dead_after: float = 0.1,
     decoder_norm: float = 1.0,
+    tied: bool = False,
     lr: float = 3e-3,
     num_steps: int = 600,
 ) -> Trainer:
@@ -44,15 +45,14 @@ def topk_crosscoder(
         aux_latents: how many dead latents reconstruct a token's error; half the width if not given (Gao et al.).
         dead_after: silence, as a part of the run's tokens, that makes a latent dead; at most 10M tokens (Gao et al.).
         decoder_norm: norm of each latent's decoder at each site at the start (Minder et al.: 1.0).
+        tied: read with the decoder's directions, transposed, instead of weights of its own (the literature: untied).
         lr: Adam's learning rate (2e-4 / sqrt(n_latents / 16384) in the literature, for longer runs).
         num_steps: optimizer steps, each of batch_size x accumulate tokens.
     """
     data = run.dataloader()
-    coder = SparseCoder(
-        encoder=DenseEncoder(data.in_dims, data.d_in, n_latents, widths_Xi=data.widths_Xi),
-        activation=STYLES[style](k),
-        decoder=DenseDecoder(n_latents, data.out_dims, data.d_out, widths_Xo=data.widths_Xo),
-    ).to(run.device)
+    decoder = DenseDecoder(n_latents, data.out_dims, data.d_out, widths_Xo=data.widths_Xo)
+    untied = DenseEncoder(data.in_dims, data.d_in, n_latents, widths_Xi=data.widths_Xi)
+    coder = SparseCoder(TiedEncoder(decoder) if tied else untied, STYLES[style](k), decoder).to(run.device)
     dead = run.dead_after_tokens(num_steps, dead_after)
     aux = AuxK(aux_latents, dead)
     return Trainer(

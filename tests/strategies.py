@@ -18,11 +18,11 @@ from crosscode.activations import (
 )
 from crosscode.batch import Batch
 from crosscode.models import (
-    CausalDecoder,
     DenseDecoder,
     DenseEncoder,
     LinearSkip,
-    PerSiteEncoder,
+    MaskedDecoder,
+    MaskedEncoder,
     SharedDecoder,
     SiteMask,
     SparseCoder,
@@ -42,7 +42,7 @@ SHAPES: Mapping[str, Callable[[Activation], SparseCoder]] = {
         n_models=2, n_hookpoints=2, d_model=3, n_latents=L, activation=activation
     ),
     "masked": lambda activation: SparseCoder(
-        DenseEncoder((2, 2), 3, L, mask=MASK), activation, DenseDecoder(L, (2, 2), 3, mask=MASK)
+        MaskedEncoder((2, 2), 3, MASK), activation, MaskedDecoder(MASK, (2, 2), 3)
     ),
     "shared": lambda activation: SparseCoder(
         DenseEncoder((2, 2), 3, L), activation, SharedDecoder(L, N_SHARED, (2, 2), 3)
@@ -103,7 +103,7 @@ def grads(coder: SparseCoder, name: str) -> list[float]:
 
 
 def random_coder(shape: str, activation: str, seed: int = 0) -> SparseCoder:
-    """A float64 coder with random weights, biases, thresholds, scales and shifts; what is masked is not stored as 0."""
+    """A float64 coder with random weights, biases, thresholds, scales and shifts."""
     generator = torch.Generator().manual_seed(seed)
     coder = SHAPES[shape](ACTIVATIONS[activation]()).double()
 
@@ -174,10 +174,8 @@ __all__ = [
     "N_SITES",
     "PRODUCT",
     "SHAPES",
-    "CausalDecoder",
     "L",
     "LinearSkip",
-    "PerSiteEncoder",
     "f64",
     "grads",
     "in_eval_mode",

@@ -72,7 +72,10 @@ class Logs:
         pass
 
 SITES = [JumpReLU(3), JumpReLU(3)]
-MASKED = DenseEncoder((2,), 4, 6, mask=SiteMask([(2, (0,)), (4, (0, 1))]))
+STRICT = SparseCoder(
+    MaskedEncoder((2,), 4, SiteMask([(6, (0,))])), ReLU(), MaskedDecoder(SiteMask([(6, (1,))]), (2,), 4)
+)
+MASKED = MaskedEncoder((2,), 4, SiteMask([(2, (0,)), (4, (0, 1))]))
 
 said = {}
 for expression in json.load(sys.stdin):
@@ -164,7 +167,7 @@ WIDTHS = {
 SHAPES = {
     "transcoder(4, 6, ReLU(), widths_Xi=(4, 4))": r"widths_Xi=\(4, 4\) holds 2 widths for the 1 sites",
     "transcoder(4, 6, ReLU(), d_out=3, widths_Xo=(4,))": r"widths_Xo=\(4,\) must lie between 1 and the padded width 3",
-    "DenseEncoder((2,), 4, 6, widths_Xi=(4, 5))": r"widths=\(4, 5\) must lie between 1 and the padded width 4",
+    "DenseEncoder((2,), 4, 6, widths_Xi=(4, 5))": r"widths_Xi=\(4, 5\) must lie between 1 and the padded width 4",
     "acausal_crosscoder(n_models=0, n_hookpoints=1, d_model=4, n_latents=6, activation=ReLU())": "n_models=0 .*at",
     "acausal_crosscoder(n_models=1, n_hookpoints=0, d_model=4, n_latents=6, activation=ReLU())": "n_hookpoints=0 .*at",
     "cross_layer_transcoder(4, 0, 6, ReLU())": "n_targets=0 .*at least 1",
@@ -220,8 +223,10 @@ KINDS = {
     "DenseEncoder(3, 4, 6)": "DenseEncoder.in_dims=3 must be a tuple of whole numbers",
     "DenseEncoder((2.5,), 4, 6)": r"DenseEncoder.in_dims=\(2.5,\) must be a tuple of whole numbers",
     "DenseEncoder((), 4.0, 6)": "DenseEncoder.d_in=4.0 must be a whole number",
-    "PerSiteEncoder((2, 2), 4, 3)": r"PerSiteEncoder.in_dims=\(2, 2\) must have 1 crosscoding dimension, not 2",
-    "CausalDecoder(3, (), 4)": r"CausalDecoder.out_dims=\(\) must have 1 crosscoding dimension, not 0",
+    "MaskedEncoder((2,), 4, None)": "MaskedEncoder.mask must be a SiteMask, got None",
+    "MaskedDecoder(SiteMask([(3, (0, 2))]), (2,), 4)": r"SiteMask.groups names sites \(0, 2\), but there are only 2",
+    "SiteMask([(3, ())])": r"SiteMask.groups\[0\] of 3 latents touches no site",
+    "SiteMask([(0, (1,))])": r"SiteMask.groups\[0\]: its latents=0 is too small: it must be at least 1",
     "SharedDecoder(6, None, (2,), 4)": "SharedDecoder.n_shared=None must be a whole number",
     "LinearSkip((), None, (), 4)": "LinearSkip.d_in=None must be a whole number",
     "LinearSkip((2,), 4, (3,), 4, [(-1, 0)])": r"LinearSkip.pairs has \(-1, 0\), but there are 2 inputs and 3 outputs",
@@ -276,6 +281,11 @@ FITTING = {  # parts that are right one by one
     "trainer(init=[NormalizeActivations(), OrthogonalSkip()])": "OrthogonalSkip needs a coder with a skip",
     "trainer(coder(TopK(2)), init=[ZeroDecoderSkip()])": "a zero decoder gives every weighted score 0",
     "trainer(sae(4, 6, ReLU()), init=[IdenticalLatents(2)])": "IdenticalLatents needs models",
+    "trainer(STRICT, data=data(2), init=[AnthropicTranspose()])": (
+        r"AnthropicTranspose: 6 of 6 latents write none of the sites that they read \(latent 0 reads \[0\] and writes "
+        r"\[1\]\), so that a transposed encoder is 0 there: use CLTUniform"
+    ),
+    "trainer(STRICT, data=data(2), init=[SameAcrossSites()])": "SameAcrossSites: 6 of 6 latents write none",
     "trainer(SparseCoder(MASKED, ReLU(), DenseDecoder(6, (2,), 4)), data=data(2), init=[IdenticalLatents(3)])": (
         "IdenticalLatents: the mask keeps some of the first 3 latents from a model"
     ),

@@ -9,6 +9,7 @@ from typing_extensions import is_protocol
 
 from crosscode.errors import BadInput, close_match, first_line
 from crosscode.protocols import missing
+from crosscode.shapes import checked_dims
 
 
 def number(name: str, value: float | int) -> None:
@@ -177,3 +178,16 @@ def contiguous(name: str, latents: slice) -> None:
     """A slice without a step, or a line that says which argument was not."""
     if not isinstance(latents, slice) or latents.step not in (None, 1):
         raise BadInput(f"{name}={latents!r} must be a contiguous slice, such as slice(0, 10).")
+
+
+def ascending(name: str, sizes: object) -> None:
+    """Nested prefixes, each longer than the one before, or a line that names the argument."""
+    prefixes = checked_dims(name, sizes)
+    if not prefixes or list(prefixes) != sorted(set(prefixes)):
+        raise BadInput(f"{name}={sizes!r} must be ascending numbers of latents.")
+
+
+def prefixes_of_coder(name: str, prefixes: Sequence[int], n_latents: int) -> None:
+    """Prefixes of a coder's latents, or a line that says that it has fewer."""
+    if max(prefixes) > n_latents:
+        raise BadInput(f"{name}={prefixes} exceed n_latents={n_latents}.")

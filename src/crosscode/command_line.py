@@ -19,8 +19,23 @@ import attrs
 from crosscode.checks import at_least, at_most, positive
 from crosscode.errors import LONGEST, BadInput, CrosscodeError, CrosscodeWarning, close_match
 
-COUNTS = ("num_steps", "n_latents", "k", "k_shared", "k_exclusive")  # of a recipe: 0 of them is refused at once
-PARTS_OF_LATENTS = ("k", "k_shared", "k_exclusive", "n_shared")  # of a recipe: at most `n_latents`
+COUNTS = (
+    "num_steps",
+    "n_latents",
+    "n_dedicated",
+    "k",
+    "k_shared",
+    "k_exclusive",
+    "k_delta",
+)  # of a recipe: 0 of them is refused at once
+PARTS_OF_LATENTS = (
+    "k",
+    "k_shared",
+    "k_exclusive",
+    "k_delta",
+    "n_shared",
+    "n_dedicated",
+)  # of a recipe: at most `n_latents`
 LARGEST = 2**53  # that a float tells from its neighbours
 KINDS: Mapping[Any, str] = {int: "a whole number", float: "a number", str: "a text", Path: "a path"}
 UNUSABLE = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS)

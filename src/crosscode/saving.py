@@ -193,7 +193,12 @@ def _build(spec: Any, classes: Mapping[str, type]) -> Any:
 
 
 def _as_written_now(fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a part, of one that was saved when annealing of k was two fields beside it."""
+    """The fields of a part as they are called now.
+
+    Of one that was saved when dense parts might have a mask, or annealing of k was two fields beside it.
+    """
+    if fields.get("mask", ...) is None:
+        fields = {name: value for name, value in fields.items() if name != "mask"}
     if not {"k", "k_start", "anneal_steps"} <= fields.keys():
         return fields
     now = {name: value for name, value in fields.items() if name not in ("k_start", "anneal_steps")}

@@ -8,14 +8,14 @@ crosscoding dimensions, the input width and the latents; a lower-case letter mak
 | `B` | batch: tokens |
 | `M` | models |
 | `P` | hookpoints |
-| `X` | any number of crosscoding dimensions: `()`, `(P,)`, `(M,)`, `(M, P)`; `Xi` read, `Xo` written |
-| `L` | latents; `Ls` shared, `Lf` exclusive, `Lp` of one site |
+| `X` | any number of crosscoding dimensions: `()`, `(P,)`, `(M,)`, `(M, P)`; `Xi` read, `Xo` written, `Xg` a group's |
+| `L` | latents; `Ls` shared, `Lf` exclusive, `Lp` of one site, `Lg` of one group |
 | `D` | width of the residual stream (`d_model`); `Di` read, `Do` written |
 | `N` | tokens of a harvest, or the non-zero entries of a sparse batch of codes |
 | `H` | sequences harvested at once |
 | `S` | positions in a sequence |
 
-Flattened axes are single letters too: `I` is `Xi x Di`, `O` is `Xo x Do`.
+A group is one of a `SiteMask`. Flattened axes are single letters too: `I` is `Xi x Di`, `O` is `Xo x Do`.
 """
 
 from collections.abc import Sequence

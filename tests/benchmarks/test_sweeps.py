@@ -30,6 +30,9 @@ def test_defaults_are_those_of_the_table(name: str) -> None:
 
 
 def test_every_recipe_has_a_table() -> None:
-    """No default comes from nowhere."""
+    """No default comes from nowhere, but for those that are named as not yet swept; they have a grid."""
+    import sweep
+
     recipes = {file.stem for file in (SWEEPS.parents[1] / "recipes").glob("*.py")}
-    assert recipes <= {file.stem for file in SWEEPS.glob("*.md")}
+    swept = {file.stem for file in SWEEPS.glob("*.md")}
+    assert recipes - swept == set(sweep.NOT_SWEPT) <= sweep.GRIDS.keys()

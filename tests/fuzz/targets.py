@@ -40,8 +40,9 @@ from crosscode.errors import CrosscodeError
 from crosscode.initialization import AnthropicTranspose
 from crosscode.losses import SummedSquaredError
 from crosscode.models import (
-    DenseDecoder,
     DenseEncoder,
+    MaskedDecoder,
+    MaskedEncoder,
     SharedDecoder,
     SiteMask,
     compound_cross_layer_transcoder,
@@ -313,9 +314,9 @@ def coders() -> dict[str, SparseCoder]:
         "compound": compound_cross_layer_transcoder(3, 2, 4, PerSite([BatchTopK(1), BatchTopK(2)]), skip=True),
         "clt": cross_layer_transcoder(4, 2, 6, Priced(BatchTopK(2), 3, 0.5), skip=True, widths_Xo=(4, 3)),
         "budgets": SparseCoder(
-            DenseEncoder((2,), 4, 6, mask=mask),
+            MaskedEncoder((2,), 4, mask),
             SeparateBudgets(TopK(1), TopK(2), 3),
-            DenseDecoder(6, (2,), 4, mask=mask),
+            MaskedDecoder(mask, (2,), 4),
         ),
     }
 

@@ -28,22 +28,34 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "activations.JumpReLU": {"threshold": 1.105, "bandwidth": 2.0, "ste_to_input": True, "parametrisation": "log"},
     "activations.TopK": {"weighted": True, "norm": "l1_of_l2"},
     "activations.step": {"ste_to_input": False},  # Rajamanoharan et al. 2024
-    "models.CausalDecoder": {"bias": True, "widths_Xo": None},
-    "models.DenseDecoder": {"bias": True, "widths_Xo": None, "mask": None},
-    "models.DenseEncoder": {"bias": True, "widths_Xi": None, "mask": None},
+    "models.DenseDecoder": {"bias": True, "widths_Xo": None},
+    "models.DenseEncoder": {"bias": True, "widths_Xi": None},
     "models.LinearSkip": {"pairs": None},
-    "models.PerSiteEncoder": {"bias": True, "widths_Xi": None},
+    "models.LowRankMaskedDecoder": {"bias": True, "widths_Xo": None},
+    "models.MaskedDecoder": {"bias": True, "widths_Xo": None},
+    "models.MaskedEncoder": {"bias": True, "widths_Xi": None},
     "models.SharedDecoder": {"bias": True, "widths_Xo": None},
+    "models.SharedEncoder": {"bias": True, "widths_Xi": None},
     "models.SparseCoder": {"skip": None},
     "models.SparseCoder.activate": {"sparse": False},
+    "models.TiedEncoder": {"bias": True},
     "models.Trace": {"step": 0, "num_steps": 0},
     "models.Trace.of": {"tokens_since_fired_L": None, "sparse": False, "step": 0, "num_steps": 0},
     "models.acausal_crosscoder": {"widths_X": None},
-    "models.compound_cross_layer_transcoder": {"skip": False, "d_out": None, "widths_Xi": None, "widths_Xo": None},
+    "models.compound_cross_layer_transcoder": {
+        **{"skip": False, "d_out": None, "widths_Xi": None, "widths_Xo": None, "rank": None}
+    },
     "models.cross_layer_transcoder": {"skip": False, "skip_targets": (0,), "widths_Xi": None, "widths_Xo": None},
     "models.transcoder": {"d_out": None, "skip": False, "widths_Xi": None, "widths_Xo": None},
-    "penalties.AuxK": {"k": None, "dead_after_tokens": 10_000_000, "norm": "l1_of_l2"},  # Gao et al. 2024
     "penalties.LpOfNorms": {"keep_size": True, "norm": "l1_of_l2", "latents": ALL},
+    "penalties.AuxK": {
+        "k": None,
+        "dead_after_tokens": 10_000_000,
+        "norm": "l1_of_l2",
+        "prefixes": None,
+    },  # Gao et al. 2024
+    "penalties.FrequencyL0": {"s": 0.1},
+    "penalties.GateSparsity": {"norm": "l1_of_l2"},
     "penalties.L1OfNorms": {"norm": "l1_of_l2", "latents": ALL},  # Sparse Crosscoders, Oct 2024
     "penalties.PreActivation": {"norm": "l1_of_l2", "dead_after_tokens": None},
     "penalties.TanhFrequency": {"c": 4.0, "s": 0.1, "norm": "l1_of_l2", "latents": ALL},

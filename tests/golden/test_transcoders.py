@@ -82,9 +82,10 @@ def test_compound_cross_layer_transcoder_values_and_gradients() -> None:
     coder = put(
         compound_cross_layer_transcoder(1, 2, 1, activation),
         {
-            "encoder.W_enc_PDiLp": [2, 0.5],
-            "decoder.W_dec_LpPD.0": [0.375, 0.5],
-            "decoder.W_dec_LpPD.1": [-1],
+            "encoder.W_enc_XgDiLg.0": [2],
+            "encoder.W_enc_XgDiLg.1": [0.5],
+            "decoder.W_dec_LgXgDo.0": [0.375, 0.5],
+            "decoder.W_dec_LgXgDo.1": [-1],
         },
     )
     trace = Trace.of(coder, Batch(f64([[[1], [2]]]), f64([[[1], [0.5]]])))
@@ -98,5 +99,5 @@ def test_compound_cross_layer_transcoder_values_and_gradients() -> None:
     assert tanh.item() == exactly(1.6098777959132777, abs=1e-12)
     assert loss.item() == exactly(1.1174388979566388, abs=1e-12)
     assert grads(coder, "encoder.b_enc_L") == exactly([-0.5998703543186148, 1.2099871708070131], abs=1e-12)
-    dW_dec = grads(coder, "decoder.W_dec_LpPD.0") + grads(coder, "decoder.W_dec_LpPD.1")
+    dW_dec = grads(coder, "decoder.W_dec_LgXgDo.0") + grads(coder, "decoder.W_dec_LgXgDo.1")
     assert dW_dec == exactly([-0.8317510802917404, -1.775668107055654, -1.2099871708070131], abs=1e-12)

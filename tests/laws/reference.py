@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import attrs
 import torch
-from strategies import MASK_LX, N_SHARED, N_SITES, L
+from strategies import MASK, N_SHARED, N_SITES, L
 from torch import Tensor
 
 from crosscode.batch import Batch
@@ -133,27 +133,36 @@ SELECT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 def dense_encoder(p: dict[str, Tensor], shape: str) -> Tensor:
     """`W_enc` as `I x L`."""
     if shape == "compound":
-        blocks = p["encoder.W_enc_PDiLp"]
-        return torch.block_diag(*blocks)
-    W_XiDiL = p["encoder.W_enc_XiDiL"]
-    W_XDL = W_XiDiL.reshape(-1, W_XiDiL.shape[-2], L)
+        return torch.block_diag(*[p[f"encoder.W_enc_XgDiLg.{g}"][0] for g in range(N_SITES)])
     if shape == "masked":
-        W_XDL = W_XDL * MASK_LX.t()[:, None, :]
-    return W_XDL.reshape(-1, L)
+        columns = []
+        for g, (n, sites) in enumerate(MASK.groups):
+            W_XgDiLg = p[f"encoder.W_enc_XgDiLg.{g}"]
+            own = dict(zip(sites, W_XgDiLg))
+            columns.append(torch.cat([own.get(x, W_XgDiLg.new_zeros(3, n)) for x in range(4)]))
+        return torch.cat(columns, dim=1)
+    W_XiDiL = p["encoder.W_enc_XiDiL"]
+    return W_XiDiL.reshape(-1, L)
 
 
 def dense_decoder(p: dict[str, Tensor], shape: str) -> Tensor:
     """`W_dec` as `L x X x D`."""
     if shape == "compound":
-        sources = [p[f"decoder.W_dec_LpPD.{i}"] for i in range(N_SITES)]
+        sources = [p[f"decoder.W_dec_LgXgDo.{i}"] for i in range(N_SITES)]
         return torch.cat([torch.cat([W.new_zeros(len(W), i, W.shape[-1]), W], dim=1) for i, W in enumerate(sources)])
+    if shape == "masked":
+        rows = []
+        for g, (n, sites) in enumerate(MASK.groups):
+            W_LgXgDo = p[f"decoder.W_dec_LgXgDo.{g}"]
+            own = dict(zip(sites, W_LgXgDo.unbind(1)))
+            rows.append(torch.stack([own.get(x, W_LgXgDo.new_zeros(n, 3)) for x in range(4)], dim=1))
+        return torch.cat(rows)
     if shape == "shared":
         shared_LsPD = p["decoder.W_shared_LsPD"]
         both_LsMPD = torch.stack([shared_LsPD, shared_LsPD], dim=1)
         return torch.cat([both_LsMPD, p["decoder.W_exclusive_LfMPD"]]).flatten(1, -2)
     W_LXoDo = p["decoder.W_dec_LXoDo"]
-    W_LXD = W_LXoDo.reshape(L, -1, W_LXoDo.shape[-1])
-    return W_LXD * MASK_LX[..., None] if shape == "masked" else W_LXD
+    return W_LXoDo.reshape(L, -1, W_LXoDo.shape[-1])
 
 
 def skip_mask(shape: str) -> Tensor:

@@ -94,12 +94,12 @@ def test_the_encoder_is_its_dense_form(shape: str) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_weights_are_read_under_one_name(shape: str) -> None:
-    """`encoder.W_enc_XiDiL` and `decoder.W_dec_LXoDo` are dense and differentiable whatever is stored; masks apart."""
+    """`encoder.W_enc_XiDiL` and `decoder.W_dec_LXoDo` are dense and differentiable whatever is stored."""
     coder = random_coder(shape, "relu")
     for part, dense, named in (
         (coder.encoder, coder.encoder.weights(), coder.encoder.W_enc_XiDiL),
         (coder.decoder, coder.decoder.dense(), coder.decoder.W_dec_LXoDo),
     ):
-        assert torch.equal(dense, named * (dense != 0))
+        assert torch.equal(dense, named)
         stored = [p for name, p in part.named_parameters() if "W_" in name]
         assert all(grad.any() for grad in torch.autograd.grad(named.square().sum(), stored))

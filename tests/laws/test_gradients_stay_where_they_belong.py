@@ -15,17 +15,22 @@ SILENT_L[DEAD] = 100
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_masked_parameters_get_no_gradient(activation: str) -> None:
-    """Encoder and decoder entries between a latent and a site it may not touch, exactly."""
+def test_masked_weights_do_not_exist(activation: str) -> None:
+    """Between a latent and a site that it may not touch nothing is stored, stepped or set; what is stored learns."""
     coder = random_coder("masked", activation)
     trace = Trace.of(coder, random_batch(coder), SILENT_L)
     (SummedSquaredError()(trace) + L1OfNorms()(trace) + AuxK(3, 50)(trace)).backward()
     forbidden_LX = MASK_LX == 0
-    dW_dec_LXD = coder.decoder.W_dec_LXoDo.grad.reshape(L, 4, 3)
-    dW_enc_LXD = coder.encoder.W_enc_XiDiL.grad.reshape(4, 3, L).permute(2, 0, 1)
-    assert (dW_dec_LXD[forbidden_LX] == 0).all()
-    assert (dW_enc_LXD[forbidden_LX] == 0).all()
-    assert (dW_dec_LXD[~forbidden_LX] != 0).any()
+    stored = sum(W.numel() for W in coder.encoder.W_enc_XgDiLg)
+    assert stored == sum(W.numel() for W in coder.decoder.W_dec_LgXgDo) == 3 * int(MASK_LX.sum())
+    assert all((W.grad != 0).any() for W in (*coder.encoder.W_enc_XgDiLg, *coder.decoder.W_dec_LgXgDo))
+    with torch.no_grad():
+        coder.encoder.assign_(torch.ones(2, 2, 3, L))
+        coder.decoder.assign_(torch.ones(L, 2, 2, 3))
+    read_LXD = coder.encoder.weights().reshape(4, 3, L).permute(2, 0, 1)
+    for W_LXD in (read_LXD, coder.decoder.dense().reshape(L, 4, 3)):
+        assert (W_LXD[forbidden_LX] == 0).all()
+        assert (W_LXD[~forbidden_LX] == 1).all()
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -25,14 +25,18 @@ from crosscode.kernels.selection import entries_where
 from crosscode.latents import Latents
 from crosscode.models import (
     AffineEncoder,
-    CausalDecoder,
     DenseDecoder,
     DenseEncoder,
     Encoder,
     LinearSkip,
-    PerSiteEncoder,
+    LowRankMaskedDecoder,
+    MaskedDecoder,
+    MaskedEncoder,
     SharedDecoder,
+    SharedEncoder,
+    SiteMask,
     SparseCoder,
+    TiedEncoder,
     Trace,
 )
 from crosscode.module import module
@@ -55,7 +59,7 @@ class Centred(DenseEncoder):
 
 
 @module
-class CentredBySite(PerSiteEncoder):
+class CentredBySite(MaskedEncoder):
     """The same of the other encoder."""
 
     def __attrs_post_init__(self) -> None:
@@ -101,14 +105,25 @@ class LowRankEncoder(AffineEncoder):
         return self.U_XiDiR @ self.V_RL
 
 
+LP = L // N_SITES
+READS = SiteMask([(LP, (i,)) for i in range(N_SITES)])
+WRITES = SiteMask([(LP, range(i, N_SITES)) for i in range(N_SITES)])
+APART = SiteMask([(3, (0, 2)), (4, (1, 3)), (5, (0, 1, 3))])  # sites of a group that are no neighbours
+
 ENCODERS = {
     "dense": lambda: DenseEncoder((), D, L),
     "of sites": lambda: DenseEncoder((2, 2), 3, L),
     "ragged": lambda: DenseEncoder((2,), D, L, widths_Xi=(5, 3)),
-    "per site": lambda: PerSiteEncoder((N_SITES,), D, L // N_SITES),
-    "without bias": lambda: PerSiteEncoder((N_SITES,), D, L // N_SITES, bias=False),
+    "per site": lambda: MaskedEncoder((N_SITES,), D, READS),
+    "without bias": lambda: MaskedEncoder((N_SITES,), D, READS, bias=False),
+    "of the mean of models": lambda: SharedEncoder((2, 2), 3, L),
+    "ragged mean": lambda: SharedEncoder((2, 2), D, L, widths_Xi=(5, 3, 5, 3)),
+    "tied": lambda: TiedEncoder(DenseDecoder(L, (2,), D)),
+    "tied to a masked decoder": lambda: TiedEncoder(MaskedDecoder(APART, (2, 2), 3), bias=False),
+    "of sites apart": lambda: MaskedEncoder((2, 2), 3, APART),
+    "of all sites": lambda: MaskedEncoder((), D, SiteMask([(L, (0,))])),
     "centred": lambda: Centred((), D, L),
-    "centred by site": lambda: CentredBySite((N_SITES,), D, L // N_SITES),
+    "centred by site": lambda: CentredBySite((N_SITES,), D, READS),
     "cubed": lambda: Cubed((2,), D, L),
     "unit columns": lambda: UnitColumns((2,), D, L),
     "low rank": lambda: LowRankEncoder((2,), D, L),
@@ -134,7 +149,7 @@ class SummedDecoder(SharedDecoder):
 
 
 @module
-class HalvedCausal(CausalDecoder):
+class HalvedCausal(MaskedDecoder):
     """The same of the triangle."""
 
     def dense(self) -> Float[Tensor, "L P D"]:
@@ -148,10 +163,14 @@ class HalvedCausal(CausalDecoder):
 DECODERS = {
     "dense": lambda: DenseDecoder(L, (2,), D),
     "shared": lambda: SharedDecoder(L, N_SHARED, (2, 2), 3),
-    "causal": lambda: CausalDecoder(L // N_SITES, (N_SITES,), D),
-    "without bias": lambda: CausalDecoder(L // N_SITES, (N_SITES,), D, bias=False),
+    "causal": lambda: MaskedDecoder(WRITES, (N_SITES,), D),
+    "without bias": lambda: MaskedDecoder(WRITES, (N_SITES,), D, bias=False),
+    "low rank": lambda: LowRankMaskedDecoder(WRITES, (N_SITES,), D, rank=2),
+    "low rank apart": lambda: LowRankMaskedDecoder(APART, (2, 2), D, rank=1, bias=False, widths_Xo=(5, 3, 4, 5)),
+    "to sites apart": lambda: MaskedDecoder(APART, (2, 2), 3),
+    "to all sites": lambda: MaskedDecoder(SiteMask([(L, (0,))]), (), D),
     "doubled": lambda: SummedDecoder(L, N_SHARED, (2, 2), 3),
-    "halved": lambda: HalvedCausal(L // N_SITES, (N_SITES,), D),
+    "halved": lambda: HalvedCausal(WRITES, (N_SITES,), D),
 }
 
 
@@ -299,14 +318,14 @@ def refused(base: type, member: str) -> str:
     [
         (DenseEncoder, "attach", "forward"),
         (DenseEncoder, "linear", "forward"),
-        (PerSiteEncoder, "as_product", "forward"),
-        (PerSiteEncoder, "weights", "forward"),
+        (MaskedEncoder, "as_product", "forward"),
+        (MaskedEncoder, "weights", "forward"),
         (ReLU, "of_entries", "forward"),
         (JumpReLU, "select", "forward"),
         (PerSite, "of_entries", "forward"),
         (DenseDecoder, "linear", "dense"),
         (DenseDecoder, "forward", "dense"),
-        (CausalDecoder, "norms_LXo", "dense"),
+        (MaskedDecoder, "norms_LXo", "dense"),
         (Activation, "select", "forward"),
     ],
 )

@@ -24,7 +24,8 @@ from crosscode.models import (
     DenseDecoder,
     DenseEncoder,
     LinearSkip,
-    PerSiteEncoder,
+    MaskedEncoder,
+    SiteMask,
     SparseCoder,
     Trace,
     acausal_crosscoder,
@@ -162,9 +163,9 @@ def test_a_skip_writes_no_padding(start) -> None:
     assert (coder(data[0].inputs_BXiDi)[:, 0] != 0).all()
 
 
-def test_per_site_encoders_read_no_padding() -> None:
+def test_masked_encoders_read_no_padding() -> None:
     """A compound coder over sites of different width: weights of padding are assigned zero."""
-    encoder = PerSiteEncoder((2,), 5, 3, widths_Xi=WIDTHS)
+    encoder = MaskedEncoder((2,), 5, SiteMask([(3, (0,)), (3, (1,))]), widths_Xi=WIDTHS)
     encoder.assign_(torch.ones(2, 5, 6))
     assert (encoder.weights()[1, 3:] == 0).all()
     assert (encoder.weights()[0, :, :3] == 1).all()

@@ -1,27 +1,39 @@
 """Every recipe, run small from its command line: it learns, and leaves behind what it promises."""
 
+import inspect
 import json
 import math
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from small_runs import RECIPES, factory, options
 
 import crosscode
 from crosscode.data import embedded
-from crosscode.run import main
+from crosscode.run import RunOptions, main
+from crosscode.training import Trainer, load_checkpoint, save_checkpoint
 
 TOPK = {"lr": 1e-2}
 STYLES = ("topk", "batch_topk", "groupmax")
 ONE_HOOKPOINT = {"hookpoints": ["blocks.2.hook_resid_post"]}
+THREE_HOOKPOINTS = {"hookpoints": [f"blocks.{i}.hook_resid_post" for i in (1, 2, 3)]}
 
 CROSSCODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "l1": ("l1_crosscoder", {"l1": 0.01, "lr": 2e-2}),
     "jan": ("jan_update_jumprelu", {"sparsity": 0.1, "lr": 1e-2}),
     **{style: ("topk_crosscoder", {"style": style, "k": 6, **TOPK}) for style in STYLES},
+    "tied": ("topk_crosscoder", {"tied": True, "k": 6, **TOPK}),
+    "matryoshka": ("matryoshka_batch_topk", {"prefixes": (4, 16, 32), "k": 6, **TOPK}),
+    "jumprelu_l0": ("jumprelu_l0", {"target_l0": 6, **TOPK}),
+}
+CAUSAL = ("weak", "strict", "acausal")
+TWO_MODELS: dict[str, dict[str, Any]] = {
+    "dedicated_crosscoder": {"n_dedicated": 4, "k": 6, **TOPK},
+    "delta_crosscoder": {"n_shared": 24, "k_shared": 4, "k_delta": 2, **TOPK},
 }
 DIFFING: dict[str, tuple[str, dict[str, Any]]] = {
     "feb_l1": ("feb_diffing_l1", {"n_shared": 8, "l1": 0.01, "lr": 2e-2}),
@@ -50,6 +62,7 @@ TRANSCODERS: dict[str, tuple[str, dict[str, Any]]] = {
         for activation in ("jumprelu", "batch_topk")
         for skip in (True, False)
     },
+    "compound_low_rank": ("compound_clt", {"rank": 2, "activation": "batch_topk", "skip": False, "k": 2, **TOPK}),
     **{f"transcoder_{skip}": ("skip_transcoder", {"skip": skip, "k": 6, **TOPK}) for skip in (True, False)},
 }
 
@@ -87,7 +100,7 @@ def check(directory: Path, summary: dict[str, Any], recipe: str) -> None:
 def test_a_crosscoder_learns(name: str, run_small, tmp_path: Path) -> None:
     """One model, three hookpoints: each has its own FVU under its own name."""
     recipe, arguments = CROSSCODERS[name]
-    summary = run_small(recipe, **arguments)
+    summary = run_small(recipe, **THREE_HOOKPOINTS, **arguments)
     check(tmp_path / "run", summary, recipe)
     for layer in (1, 2, 3):
         assert f"fvu/base/blocks.{layer}.hook_resid_post" in summary
@@ -135,6 +148,104 @@ def test_a_transcoder_learns(name: str, run_small, tmp_path: Path) -> None:
         assert f"train/fvu/base/blocks.{layer}.hook_mlp_out" in rows(tmp_path / "run")[0]
 
 
+@pytest.mark.parametrize("style", CAUSAL)
+def test_a_causal_crosscoder_learns(style: str, run_small, tmp_path: Path) -> None:
+    """What a latent reads and writes is as the style has it, in what is stored; L0 is told layer by layer."""
+    summary = run_small("causal_crosscoder", style=style, n_latents=16, k=2, **TOPK)
+    check(tmp_path / "run", summary, "causal_crosscoder")
+    coder = crosscode.load(tmp_path / "run" / "coder")
+    reads_LP, writes_LP = coder.encoder.reads_LXi()[:, 0], coder.decoder.writes_LXo()[:, 0]
+    layer_L = torch.arange(coder.n_latents) // 16
+    if style == "acausal":
+        assert coder.n_latents == 3 * 16
+        assert (reads_LP & writes_LP).all()
+        return
+    assert torch.equal(reads_LP, layer_L[:, None] == torch.arange(3))
+    later = 1 if style == "strict" else 0
+    assert torch.equal(writes_LP, layer_L[:, None] + later <= torch.arange(3))
+    assert torch.equal(writes_LP, (coder.decoder.dense()[:, 0] != 0).any(-1))
+    stored = sum(W.numel() for W in (*coder.encoder.W_enc_XgDiLg, *coder.decoder.W_dec_LgXgDo))
+    assert stored == 16 * int(reads_LP.sum() + writes_LP.sum())
+    layers = [summary[f"l0/site_{p}"] for p in range(3 - later)]
+    assert layers == pytest.approx([2] * (3 - later), rel=0.1)
+
+
+@pytest.mark.parametrize("recipe", TWO_MODELS)
+def test_what_two_models_do_not_share_is_so_by_construction(recipe: str, run_small, tmp_path: Path) -> None:
+    """Dedicated latents touch one model; a Delta-Crosscoder's encoder reads the mean of both."""
+    summary = run_small(recipe, n_models=2, **TWO_MODELS[recipe])
+    check(tmp_path / "run", summary, recipe)
+    coder = crosscode.load(tmp_path / "run" / "coder")
+    if recipe == "delta_crosscoder":
+        W_enc_MPDL = coder.encoder.weights()
+        assert torch.equal(W_enc_MPDL[0], W_enc_MPDL[1])
+        assert "train/penalty/delta" in rows(tmp_path / "run")[0]
+        return
+    own_LM = torch.tensor([[True, False]] * 4 + [[False, True]] * 4 + [[True, True]] * 24)
+    assert torch.equal(coder.encoder.reads_LXi()[..., 0], own_LM)
+    assert torch.equal((coder.decoder.dense() != 0).any(-1)[..., 0], own_LM)
+
+
+@pytest.mark.parametrize("target", [2, 8])
+def test_an_l0_is_held(target: int, run_small, tmp_path: Path) -> None:
+    """From a start of 3 latents a token, fewer or more as is asked; thresholds have ten times the others' rate."""
+    summary = run_small("jumprelu_l0", **ONE_HOOKPOINT, target_l0=target, num_steps=80)
+    assert summary["l0/mean"] == pytest.approx(target, abs=1.5)
+    configuration = json.loads((tmp_path / "run" / "configuration.json").read_text())
+    assert configuration["optimizer"]["lr_multipliers"] == [1.0, 10.0]
+
+
+GOES_ON: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: CROSSCODERS[name] for name in ("tied", "matryoshka", "jumprelu_l0")},
+    "gated_sae": ("gated_sae", TOPK),
+    **{f"causal_{style}": ("causal_crosscoder", {"style": style, "k": 2, **TOPK}) for style in ("weak", "strict")},
+    **{recipe: (recipe, given) for recipe, given in TWO_MODELS.items()},
+    "difference_sae": ("difference_sae", {"k": 6, **TOPK}),
+    "compound_low_rank": ("compound_clt", {"rank": 2, "activation": "batch_topk", "k": 2, **TOPK}),
+}
+
+
+def small_trainer(recipe: str, folder: Path, **given: Any) -> Trainer:
+    """A recipe's own trainer, of its usual models and hookpoints, on a little text."""
+    usual: RunOptions = inspect.signature(factory(recipe)).parameters["run"].default
+    models = tuple(str(folder / name) for name in ("base", "tuned"))[: len(usual.models)]
+    small = {"sequence_length": 32, "batch_size": 128, "shuffle_buffer": 1024, "init_tokens": 500, "models": models}
+    run = attrs.evolve(usual, dataset=str(folder / "text.txt"), **small)
+    return factory(recipe)(run, n_latents=32, num_steps=12, **given)
+
+
+def stepped(trainer: Trainer, n: int) -> torch.Tensor:
+    """All weights of a trainer's coder after so many further steps."""
+    for _, batch in zip(range(n), trainer.batches()):
+        trainer.step([batch])
+    return torch.cat([tensor.double().flatten() for tensor in trainer.model.state_dict().values()])
+
+
+@pytest.mark.parametrize("name", GOES_ON)
+def test_a_variant_goes_on_bit_for_bit(name: str, folder: Path, tmp_path: Path) -> None:
+    """What each scheme has of its own (masks, ties, gates, groups of rates, differences) is in a checkpoint."""
+    recipe, given = GOES_ON[name]
+    one = small_trainer(recipe, folder, **given)
+    one.initialize()
+    stepped(one, 6)
+    checkpoint = save_checkpoint(one, tmp_path)
+    whole = stepped(one, 6)
+    other = small_trainer(recipe, folder, **given)
+    load_checkpoint(other, checkpoint)
+    assert torch.equal(stepped(other, 6), whole)
+
+
+def test_a_difference_sae_is_trained_on_differences(folder: Path) -> None:
+    """The second model's activations minus the first's, under a name that says so; it reconstructs them."""
+    trainer = small_trainer("difference_sae", folder, k=6, lr=1e-2)
+    difference, both = (next(iter(data)).inputs_BXiDi for data in (trainer.data, trainer.data.loader))
+    assert torch.equal(difference, both[:, 1, 0] - both[:, 0, 0])
+    assert trainer.data.model_names == ("tuned - base",)
+    coder = trainer.train()
+    error = (coder(difference) - difference).square().sum()
+    assert error < 0.8 * (difference - difference.mean(0)).square().sum()
+
+
 def test_the_topk_sae_learns(run_small, tmp_path: Path, capsys) -> None:
     """k latents a token, every decoder vector of norm 1; nothing is shown of a quiet run."""
     summary = run_small("sae_topk", k=6, **TOPK)
@@ -154,6 +265,24 @@ def test_the_end_to_end_sae_learns_by_what_the_model_predicts(run_small, folder:
     losses = [row["train/reconstruction"] for row in rows(tmp_path / "run")]
     assert losses[-1] < losses[0]
     assert summary["l0/mean"] <= 6
+    first = tmp_path / "run" / "coder"
+    tuned = run_small("end_to_end", **end_to_end, start_from=first, num_steps=20, output=tmp_path / "tuned")
+    again = [row["train/reconstruction"] for row in rows(tmp_path / "tuned")]
+    assert again[0] < losses[0] / 2
+    assert tuned["step"] == 20
+    with pytest.raises(SystemExit):
+        run_small("end_to_end", **{**end_to_end, "n_latents": 16}, start_from=first, output=tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_gated_sae_learns(run_small, tmp_path: Path) -> None:
+    """Gates are trained beside magnitudes, which have a scale and a bias of their own; decoder vectors have norm 1."""
+    summary = run_small("gated_sae", sparsity=0.1, **TOPK)
+    check(tmp_path / "run", summary, "gated_sae")
+    coder = crosscode.load(tmp_path / "run" / "coder")
+    torch.testing.assert_close(coder.decoder.norms_LXo(), torch.ones(32))
+    for parameter in coder.activation.parameters():
+        assert (parameter != 0).all()
 
 
 def test_the_optimizer_is_as_asked(run_small, tmp_path: Path) -> None:

@@ -103,8 +103,7 @@ def test_a_layers_latents_write_to_their_own_layer_and_up() -> None:
     """Fault 31: the same layer is included, no layer below is written, and inputs and targets are different sites."""
     coder = compound_cross_layer_transcoder(1, 3, 1, ReLU())
     with torch.no_grad():
-        coder.encoder.W_enc_PDiLp.fill_(1)
-        for W in coder.decoder.W_dec_LpPD:
+        for W in (*coder.encoder.W_enc_XgDiLg, *coder.decoder.W_dec_LgXgDo):
             W.fill_(1)
     for site in range(3):
         x_BPD = torch.zeros(1, 3, 1)
@@ -119,7 +118,8 @@ def test_each_layer_has_its_own_thresholds_and_biases() -> None:
     assert coder.encoder.b_enc_L.shape == (4,)
     assert coder.decoder.b_dec_XoDo.shape == (2, 1)
     with torch.no_grad():
-        coder.encoder.W_enc_PDiLp.fill_(1)
+        for W in coder.encoder.W_enc_XgDiLg:
+            W.fill_(1)
     x_BPD = torch.ones(1, 2, 1)
     assert coder.encode(x_BPD).fired_L().tolist() == [True] * 4
     parts[1].set_threshold_(torch.tensor([2.0, 2.0]))

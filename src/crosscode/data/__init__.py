@@ -2,6 +2,7 @@
 
 from crosscode.data.cache import ActivationCache
 from crosscode.data.dataloader import Dataloader
+from crosscode.data.differences import Differences
 from crosscode.data.harvester import Harvest, Harvester
 from crosscode.data.language_model import LanguageModel, Tokenizer
 from crosscode.data.model_names import load_language_model
@@ -11,6 +12,7 @@ from crosscode.data.token_sequences import TokenSequence, TokenSequences
 __all__ = [
     "ActivationCache",
     "Dataloader",
+    "Differences",
     "Harvest",
     "Harvester",
     "LanguageModel",

@@ -13,7 +13,7 @@ from crosscode.batch import Batch
 from crosscode.checks import count, instance
 from crosscode.errors import BadInput
 from crosscode.initialization.data import scaled_inputs
-from crosscode.initialization.weights import require_autoencoder, transposed, uniform, zero_biases
+from crosscode.initialization.weights import require_transposable, transposed, uniform, zero_biases
 from crosscode.models import SparseCoder
 from crosscode.module import Field
 from crosscode.order import Effect
@@ -74,7 +74,7 @@ class _EqualFiring:
         Another coder's thresholds would set this one's biases wrongly, and nothing would tell.
         """
         who = type(self).__name__
-        require_autoencoder(coder, who)
+        require_transposable(coder, who)
         if not any(part is self.jumprelu for part in coder.modules()):
             raise BadInput(f"{who}.jumprelu is no part of the coder: hand over the very JumpReLU it was built with.")
         self.jumprelu.check(coder.n_latents)
@@ -154,8 +154,8 @@ def draw_jan_update_weights(coder: SparseCoder, seed: int) -> None:
     encoder, decoder = coder.encoder, coder.decoder
     n_inputs = int(real_coordinates(encoder.in_dims, encoder.d_in, encoder.widths_Xi).sum())
     W_dec_LXoDo = uniform((coder.n_latents, *decoder.out_dims, decoder.d_out), n_inputs**-0.5, generator)
-    n_shared = getattr(decoder, "n_shared", 0)
-    W_dec_LXoDo[:n_shared] = W_dec_LXoDo[:n_shared, :1]  # else tying would average the draws
+    shared_L = decoder.shared_L().cpu()
+    W_dec_LXoDo[shared_L] = W_dec_LXoDo[shared_L, :1]  # else tying would average the draws
     decoder.assign_(W_dec_LXoDo.to(coder.scale_out_Xo))
     coder.encoder.assign_(transposed(coder.decoder.dense()) * (n_inputs / coder.n_latents))
     zero_biases(coder)

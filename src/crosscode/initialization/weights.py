@@ -7,7 +7,7 @@ from typing import ClassVar
 import attrs
 import torch
 from einops import rearrange, repeat
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from crosscode.batch import Batch
@@ -57,6 +57,25 @@ def require_autoencoder(coder: SparseCoder, who: str) -> None:
         raise BadInput(f"{who} transposes the decoder, so inputs {ours} must equal outputs {its}; use CLTUniform.")
 
 
+def _touched(coder: SparseCoder) -> tuple[Bool[Tensor, "L *Xi"], Bool[Tensor, "L *Xo"]]:
+    """The sites that each latent reads, and those that it writes."""
+    return coder.encoder.reads_LXi().cpu(), coder.decoder.writes_LXo().cpu()
+
+
+def require_transposable(coder: SparseCoder, who: str) -> None:
+    """A decoder's transpose reads what is written: a latent that writes other sites than it reads would never fire."""
+    require_autoencoder(coder, who)
+    reads_LX, writes_LX = (each.reshape(coder.n_latents, -1) for each in _touched(coder))
+    silent_L = ~(reads_LX & writes_LX).any(-1)
+    if silent_L.any():
+        first = int(silent_L.nonzero()[0, 0])
+        read, written = (each_LX[first].nonzero()[:, 0].tolist() for each_LX in (reads_LX, writes_LX))
+        raise BadInput(
+            f"{who}: {int(silent_L.sum())} of {coder.n_latents} latents write none of the sites that they read (latent "
+            f"{first} reads {read} and writes {written}), so that a transposed encoder is 0 there: use CLTUniform."
+        )
+
+
 @torch.no_grad()
 def zero_biases(coder: SparseCoder) -> None:
     """Both biases and the skip to zero."""
@@ -91,7 +110,7 @@ class AnthropicTranspose:
 
     def check_coder(self, coder: SparseCoder) -> None:
         """Raise `BadInput` for a coder whose decoder cannot be transposed."""
-        require_autoencoder(coder, "AnthropicTranspose")
+        require_transposable(coder, "AnthropicTranspose")
 
     def __call__(self, coder: SparseCoder, data: Iterable[Batch]) -> None:
         self.check_coder(coder)
@@ -121,7 +140,7 @@ class SameAcrossSites:
 
     def check_coder(self, coder: SparseCoder) -> None:
         """Raise `BadInput` for a coder whose decoder cannot be transposed."""
-        require_autoencoder(coder, "SameAcrossSites")
+        require_transposable(coder, "SameAcrossSites")
 
     def __call__(self, coder: SparseCoder, data: Iterable[Batch]) -> None:
         self.check_coder(coder)
@@ -165,14 +184,8 @@ class IdenticalLatents:
         real_MPD = real_coordinates(decoder.out_dims, decoder.d_out, decoder.widths_Xo)
         if self.n_shared and not (real_MPD == real_MPD[:1]).all():
             raise BadInput(f"IdenticalLatents: widths_Xo={decoder.widths_Xo} differ between models.")
-        written_LMPD: Tensor | None = getattr(decoder, "allowed_LXoDo", None)
-        read_MPDL: Tensor | None = getattr(coder.encoder, "allowed_XiDiL", None)
-        parted_L = torch.zeros(coder.n_latents, dtype=torch.bool, device="cpu")
-        if written_LMPD is not None:
-            parted_L |= (written_LMPD != written_LMPD[:, :1]).flatten(1).any(1).cpu()
-        if read_MPDL is not None:
-            parted_L |= (read_MPDL != read_MPDL[:1]).flatten(0, -2).any(0).cpu()
-        if parted_L[: self.n_shared].any():
+        touched = [each[: self.n_shared] for each in _touched(coder)]
+        if any((each_LMP != each_LMP[:, :1]).any() for each_LMP in touched):
             raise BadInput(
                 f"IdenticalLatents: the mask keeps some of the first {self.n_shared} latents from a model: put them "
                 "behind those that are to start identical."

@@ -16,11 +16,11 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from crosscode.checks import one_of, positive
+from crosscode.checks import ascending, one_of, positive, prefixes_of_coder
 from crosscode.errors import BadInput
 from crosscode.losses.spliced import SplicedKL
 from crosscode.models import SparseCoder, Trace
-from crosscode.shapes import checked_dims, n_sites, real_coordinates
+from crosscode.shapes import n_sites, real_coordinates
 
 LossFn = Callable[[Trace], Float[Tensor, ""]]
 
@@ -139,14 +139,11 @@ class MatryoshkaSquaredError:
 
     def __attrs_post_init__(self) -> None:
         one_of("MatryoshkaSquaredError.reduction", self.reduction, Literal["sum", "mean"])
-        sizes = checked_dims("MatryoshkaSquaredError.prefixes", self.prefixes)
-        if not sizes or list(sizes) != sorted(set(sizes)):
-            raise BadInput(f"MatryoshkaSquaredError.prefixes={self.prefixes} must be ascending numbers of latents.")
+        ascending("MatryoshkaSquaredError.prefixes", self.prefixes)
 
     def check_coder(self, coder: SparseCoder) -> None:
         """Raise `BadInput` for a coder of fewer latents."""
-        if max(self.prefixes) > coder.n_latents:
-            raise BadInput(f"MatryoshkaSquaredError.prefixes={self.prefixes} exceed n_latents={coder.n_latents}.")
+        prefixes_of_coder("MatryoshkaSquaredError.prefixes", self.prefixes, coder.n_latents)
 
     def __call__(self, trace: Trace) -> Float[Tensor, ""]:
         model, latents = trace.model, trace.latents

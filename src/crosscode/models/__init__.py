@@ -11,8 +11,8 @@ from crosscode.models.builders import (
     transcoder,
 )
 from crosscode.models.coder import SparseCoder
-from crosscode.models.decoders import CausalDecoder, Decoder, DenseDecoder, SharedDecoder
-from crosscode.models.encoders import AffineEncoder, DenseEncoder, Encoder, PerSiteEncoder
+from crosscode.models.decoders import Decoder, DenseDecoder, LowRankMaskedDecoder, MaskedDecoder, SharedDecoder
+from crosscode.models.encoders import AffineEncoder, DenseEncoder, Encoder, MaskedEncoder, SharedEncoder, TiedEncoder
 from crosscode.models.masks import SiteMask
 from crosscode.models.norms import DecoderNorm, combined_norm_L
 from crosscode.models.skip import LinearSkip
@@ -20,17 +20,20 @@ from crosscode.models.trace import Trace
 
 __all__ = [
     "AffineEncoder",
-    "CausalDecoder",
     "Decoder",
     "DecoderNorm",
     "DenseDecoder",
     "DenseEncoder",
     "Encoder",
     "LinearSkip",
-    "PerSiteEncoder",
+    "LowRankMaskedDecoder",
+    "MaskedDecoder",
+    "MaskedEncoder",
     "SharedDecoder",
+    "SharedEncoder",
     "SiteMask",
     "SparseCoder",
+    "TiedEncoder",
     "Trace",
     "acausal_crosscoder",
     "combined_norm_L",

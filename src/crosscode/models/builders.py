@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from crosscode.activations import Activation
 from crosscode.checks import count
 from crosscode.models.coder import SparseCoder
-from crosscode.models.decoders import CausalDecoder, DenseDecoder
-from crosscode.models.encoders import DenseEncoder, PerSiteEncoder
+from crosscode.models.decoders import DenseDecoder, LowRankMaskedDecoder, MaskedDecoder
+from crosscode.models.encoders import DenseEncoder, MaskedEncoder
+from crosscode.models.masks import SiteMask
 from crosscode.models.skip import LinearSkip
 from crosscode.shapes import Dims, check_widths
 
@@ -132,6 +133,7 @@ def compound_cross_layer_transcoder(
     d_out: int | None = None,
     widths_Xi: Sequence[int] | None = None,
     widths_Xo: Sequence[int] | None = None,
+    rank: int | None = None,
 ) -> SparseCoder:
     """The compound CLT of Circuit Tracing (2025): each layer's latents read there and write there and above.
 
@@ -146,13 +148,19 @@ def compound_cross_layer_transcoder(
         d_out: width of the targets, the widest if they differ; `d_model` if not given.
         widths_Xi: real width of each layer's input, where they differ.
         widths_Xo: real width of each layer's output, where they differ.
+        rank: the rank of what latents write to each later layer; None for all of it.
     """
     count("n_sites", n_sites)
     dims, pairs = (n_sites,), tuple((i, i) for i in range(n_sites))
     d_out = d_model if d_out is None else d_out
+    reads = SiteMask([(n_latents_per_site, (i,)) for i in range(n_sites)])
+    writes = SiteMask([(n_latents_per_site, range(i, n_sites)) for i in range(n_sites)])
+    widths = _widths("widths_Xo", dims, d_out, widths_Xo)
     return SparseCoder(
-        PerSiteEncoder(dims, d_model, n_latents_per_site, widths_Xi=_widths("widths_Xi", dims, d_model, widths_Xi)),
+        MaskedEncoder(dims, d_model, reads, widths_Xi=_widths("widths_Xi", dims, d_model, widths_Xi)),
         activation,
-        CausalDecoder(n_latents_per_site, dims, d_out, widths_Xo=_widths("widths_Xo", dims, d_out, widths_Xo)),
+        MaskedDecoder(writes, dims, d_out, widths_Xo=widths)
+        if rank is None
+        else LowRankMaskedDecoder(writes, dims, d_out, rank, widths_Xo=widths),
         LinearSkip(dims, d_model, dims, d_out, pairs) if skip else None,
     )

@@ -1,20 +1,22 @@
 """Encoders: scaled activations in, pre-activations out."""
 
 import copy
+from collections.abc import Iterator, Sequence
 
 import torch
-from einops import einsum, rearrange
+from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from crosscode.checks import count
+from crosscode.checks import count, instance
 from crosscode.errors import BadInput
 from crosscode.kernels.pattern import Pattern
 from crosscode.kernels.sparse import attach_linear
-from crosscode.models.masks import SiteMask
+from crosscode.models.decoders import Decoder
+from crosscode.models.masks import SiteMask, at_sites
 from crosscode.module import evolve, module, randomised
 from crosscode.one_definition import OneDefinition, definition, form_of, true_of
-from crosscode.shapes import Dims, checked_dims, n_sites, real_coordinates
+from crosscode.shapes import Dims, check_widths, checked_dims, n_sites, real_coordinates
 
 Which = Int[Tensor, " l"] | slice
 """Some latents: their numbers, or a range."""
@@ -123,7 +125,6 @@ class AffineEncoder(Encoder):
     Tied and low-rank encoders are such: `weights` computes them. `assign_` is for starts that set the encoder.
     """
 
-    mask: SiteMask | None = None
     is_affine = True
 
     @definition
@@ -164,7 +165,7 @@ class AffineEncoder(Encoder):
         self, scale_Xi: Float[Tensor, "*Xi"], shift_XiDi: Float[Tensor, "*Xi Di"], a_L: Float[Tensor, " L"]
     ) -> Encoder:
         W_enc_XiDiL = self.weights()
-        raw = DenseEncoder(self.in_dims, self.d_in, self.n_latents, True, self.widths_Xi, self.mask).to(W_enc_XiDiL)
+        raw = DenseEncoder(self.in_dims, self.d_in, self.n_latents, True, self.widths_Xi).to(W_enc_XiDiL)
         raw.W_enc_XiDiL.copy_(W_enc_XiDiL * scale_Xi[..., None, None] * a_L)
         bias_L = 0 if self.b_enc_L is None else self.b_enc_L * a_L
         assert raw.b_enc_L is not None
@@ -184,7 +185,6 @@ class DenseEncoder(AffineEncoder):
         n_latents: how many latents (`L`).
         bias: whether there is a `b_enc_L`.
         widths_Xi: real width of each site in row-major order where they differ; the rest is padding.
-        mask: sites each latent may read from; None for all.
     """
 
     in_dims: Dims
@@ -192,133 +192,224 @@ class DenseEncoder(AffineEncoder):
     n_latents: int
     bias: bool = True
     widths_Xi: Dims | None = None
-    mask: SiteMask | None = None
 
     def __attrs_post_init__(self) -> None:
         self.in_dims = checked_dims("DenseEncoder.in_dims", self.in_dims)
         count("DenseEncoder.d_in", self.d_in)
         count("DenseEncoder.n_latents", self.n_latents)
+        check_widths("widths_Xi", self.in_dims, self.d_in, self.widths_Xi)
         self.W_enc_XiDiL = nn.Parameter(torch.zeros(*self.in_dims, self.d_in, self.n_latents))
         self.b_enc_L = _make_bias(self.n_latents, self.bias)
-        allowed_XiDi = real_coordinates(self.in_dims, self.d_in, self.widths_Xi).float()
-        self.allowed_XiDiL: Tensor | None
-        allowed_XiDiL = None
-        if self.mask is not None:
-            allowed_LXi = self.mask.allowed_LX(self.n_latents, self.in_dims)
-            allowed_XiDiL = einsum(allowed_LXi, allowed_XiDi, "L ..., ... Di -> ... Di L").bool()
-        self.register_buffer("allowed_XiDiL", allowed_XiDiL, persistent=False)
 
     def reads_LXi(self) -> Bool[Tensor, "L *Xi"]:
-        if self.allowed_XiDiL is None:
-            return self.W_enc_XiDiL.new_ones(self.n_latents, *self.in_dims, dtype=torch.bool)
-        return rearrange(self.allowed_XiDiL.any(-2), "... L -> L ...")
+        return self.W_enc_XiDiL.new_ones(self.n_latents, *self.in_dims, dtype=torch.bool)
 
     def weights(self) -> Float[Tensor, "*Xi Di L"]:
-        """The weights as a dense tensor, masked entries zero."""
-        return self.W_enc_XiDiL if self.allowed_XiDiL is None else self.W_enc_XiDiL * self.allowed_XiDiL
+        """The weights as a dense tensor."""
+        return self.W_enc_XiDiL
 
     @torch.no_grad()
     def assign_(self, W_enc_XiDiL: Float[Tensor, "*Xi Di L"]) -> None:
         real_XiDi = real_coordinates(self.in_dims, self.d_in, self.widths_Xi).to(self.W_enc_XiDiL.device)
         self.W_enc_XiDiL.copy_(W_enc_XiDiL * real_XiDi[..., None])
-        if self.allowed_XiDiL is not None:
-            self.W_enc_XiDiL.mul_(self.allowed_XiDiL)
 
 
 @module
-class PerSiteEncoder(Encoder):
-    """Each site has latents of its own, which read that site only and lie end to end: `L = P x Lp`.
-
-    The encoder of the compound CLT (Circuit Tracing, 2025, "Architecture").
+class SharedEncoder(AffineEncoder):
+    """One encoder for all models, which reads the mean of their activations: `W_enc_PDiL` at every hookpoint.
 
     Args:
-        in_dims: `(n_sites,)`.
+        in_dims: `(n_models, *rest)`: the first crosscoding dimension is the models.
         d_in: width of the activations read (`Di`).
-        n_latents_per_site: how many latents each site has (`Lp`).
+        n_latents: how many latents (`L`).
         bias: whether there is a `b_enc_L`.
         widths_Xi: real width of each site where they differ.
     """
 
     in_dims: Dims
     d_in: int
-    n_latents_per_site: int
+    n_latents: int
+    bias: bool = True
+    widths_Xi: Dims | None = None
+
+    def __attrs_post_init__(self) -> None:
+        self.in_dims = checked_dims("SharedEncoder.in_dims", self.in_dims)
+        if not self.in_dims:
+            raise BadInput("SharedEncoder.in_dims=() has no model dimension: it reads the mean over models.")
+        count("SharedEncoder.d_in", self.d_in)
+        count("SharedEncoder.n_latents", self.n_latents)
+        check_widths("widths_Xi", self.in_dims, self.d_in, self.widths_Xi)
+        self.W_enc_PDiL = nn.Parameter(torch.zeros(*self.in_dims[1:], self.d_in, self.n_latents))
+        self.b_enc_L = _make_bias(self.n_latents, self.bias)
+
+    def weights(self) -> Float[Tensor, "M *P Di L"]:
+        """The weights as a dense tensor: those of the mean, divided among the models."""
+        return repeat(self.W_enc_PDiL / self.in_dims[0], "... -> M ...", M=self.in_dims[0])
+
+    @torch.no_grad()
+    def assign_(self, W_enc_XiDiL: Float[Tensor, "M *P Di L"]) -> None:
+        real_XiDi = real_coordinates(self.in_dims, self.d_in, self.widths_Xi).to(W_enc_XiDiL.device)
+        self.W_enc_PDiL.copy_((W_enc_XiDiL * real_XiDi[..., None]).sum(0))
+
+
+@module
+class TiedEncoder(AffineEncoder):
+    """The decoder's directions, transposed: `z = x W_dec^T + b_enc`, as in the first sparse autoencoders.
+
+    Hand the coder this very decoder too. Sites that a latent does not write are not read either.
+
+    Args:
+        decoder: the coder's own decoder, which reads and writes equal spaces.
+        bias: whether there is a `b_enc_L`.
+    """
+
+    decoder: Decoder
+    bias: bool = True
+
+    def __attrs_post_init__(self) -> None:
+        instance("TiedEncoder.decoder", self.decoder, Decoder, "the coder's own decoder, such as DenseDecoder(…)")
+        self.b_enc_L = _make_bias(self.n_latents, self.bias)
+
+    @property
+    def in_dims(self) -> Dims:  # type: ignore[override]
+        return self.decoder.out_dims
+
+    @property
+    def d_in(self) -> int:  # type: ignore[override]
+        return self.decoder.d_out
+
+    @property
+    def n_latents(self) -> int:  # type: ignore[override]
+        return self.decoder.n_latents
+
+    @property
+    def widths_Xi(self) -> Dims | None:  # type: ignore[override]
+        return self.decoder.widths_Xo
+
+    def reads_LXi(self) -> Bool[Tensor, "L *Xi"]:
+        return self.decoder.writes_LXo()
+
+    def weights(self) -> Float[Tensor, "*Xi Di L"]:
+        """The decoder's directions with the latents last."""
+        return rearrange(self.decoder.dense(), "L ... -> ... L")
+
+    @torch.no_grad()
+    def assign_(self, W_enc_XiDiL: Float[Tensor, "*Xi Di L"]) -> None:
+        if not torch.allclose(W_enc_XiDiL, self.weights(), rtol=1e-4, atol=1e-6):
+            raise BadInput(
+                "TiedEncoder has the decoder's weights, and this start sets others: use AnthropicTranspose or "
+                "SameAcrossSites."
+            )
+
+
+@module
+class MaskedEncoder(Encoder):
+    """Each group of latents reads its own sites; weights of other sites do not exist.
+
+    `W_enc_XgDiLg[g]` has the `Xg` sites of group g and its `Lg` latents. With a group for each site it is the encoder
+    of the compound CLT (Circuit Tracing, 2025, "Architecture") and of causal crosscoders (Gemma Scope 2, section 2.6).
+
+    Args:
+        in_dims: input crosscoding dimensions `Xi`.
+        d_in: width of the activations read (`Di`), the widest if they differ.
+        mask: the groups of latents, and the sites that each reads.
+        bias: whether there is a `b_enc_L`.
+        widths_Xi: real width of each site in row-major order where they differ; the rest is padding.
+    """
+
+    in_dims: Dims
+    d_in: int
+    mask: SiteMask
     bias: bool = True
     widths_Xi: Dims | None = None
     is_affine = True
 
     def __attrs_post_init__(self) -> None:
-        self.in_dims = checked_dims("PerSiteEncoder.in_dims", self.in_dims, n=1)
-        count("PerSiteEncoder.d_in", self.d_in)
-        count("PerSiteEncoder.n_latents_per_site", self.n_latents_per_site)
-        (n_hookpoints,) = self.in_dims
-        self.W_enc_PDiLp = nn.Parameter(torch.zeros(n_hookpoints, self.d_in, self.n_latents_per_site))
+        self.in_dims = checked_dims("MaskedEncoder.in_dims", self.in_dims)
+        count("MaskedEncoder.d_in", self.d_in)
+        instance("MaskedEncoder.mask", self.mask, SiteMask, "a SiteMask")
+        self.mask.check(self.in_dims)
+        check_widths("widths_Xi", self.in_dims, self.d_in, self.widths_Xi)
+        self.W_enc_XgDiLg = nn.ParameterList(
+            nn.Parameter(torch.zeros(len(sites), self.d_in, n)) for n, sites in self.mask.groups
+        )
         self.b_enc_L = _make_bias(self.n_latents, self.bias)
 
     @property
     def n_latents(self) -> int:  # type: ignore[override]
-        return n_sites(self.in_dims) * self.n_latents_per_site
+        return self.mask.n_latents
 
     @property
-    def W_enc_XiDiL(self) -> Float[Tensor, "P Di L"]:
+    def W_enc_XiDiL(self) -> Float[Tensor, "*Xi Di L"]:
         """The weights as a dense tensor, differentiable; to be read, not written (`assign_` writes)."""
         return self.weights()
 
-    def _site(self, p: int) -> slice:
-        return slice(p * self.n_latents_per_site, (p + 1) * self.n_latents_per_site)
+    def reads_LXi(self) -> Bool[Tensor, "L *Xi"]:
+        return self.mask.allowed_LX(self.in_dims).to(self.W_enc_XgDiLg[0].device)
 
-    def reads_LXi(self) -> Bool[Tensor, "L P"]:
-        eye_PP = torch.eye(n_sites(self.in_dims), device=self.W_enc_PDiLp.device, dtype=torch.bool)
-        return eye_PP.repeat_interleave(self.n_latents_per_site, dim=0)
+    def _groups(self) -> Iterator[tuple[slice, Sequence[int], Tensor]]:
+        """Each group's latents, sites and weights."""
+        for latents, (_, sites), W_XgDiLg in zip(self.mask.latents(), self.mask.groups, self.W_enc_XgDiLg):
+            yield latents, sites, W_XgDiLg
 
-    def weights(self) -> Float[Tensor, "P Di L"]:
-        """The weights as a dense tensor, block-diagonal over sites."""
-        eye_PP = torch.eye(n_sites(self.in_dims), device=self.W_enc_PDiLp.device, dtype=self.W_enc_PDiLp.dtype)
-        return rearrange(einsum(self.W_enc_PDiLp, eye_PP, "P Di Lp, Q P -> Q Di P Lp"), "Q Di P Lp -> Q Di (P Lp)")
+    def _read(self, x_BXiDi: Tensor, sites: Sequence[int]) -> Tensor:
+        """Activations of some sites side by side, `(B, Xg Di)`."""
+        x_BI: Tensor = at_sites(x_BXiDi.reshape(len(x_BXiDi), -1, self.d_in), sites).flatten(1)
+        return x_BI
 
-    def linear(self, x_BXiDi: Float[Tensor, "B P Di"], latents_l: Which = slice(None)) -> Float[Tensor, "B l"]:
+    def weights(self) -> Float[Tensor, "*Xi Di L"]:
+        """The weights as a dense tensor, 0 where nothing is read."""
+        dense_XDiL: Tensor = self.W_enc_XgDiLg[0].new_zeros(n_sites(self.in_dims), self.d_in, self.n_latents)
+        for latents, sites, W_XgDiLg in self._groups():
+            dense_XDiL[list(sites), :, latents] = W_XgDiLg
+        return dense_XDiL.reshape(*self.in_dims, self.d_in, self.n_latents)
+
+    def linear(self, x_BXiDi: Float[Tensor, "B *Xi Di"], latents_l: Which = slice(None)) -> Float[Tensor, "B l"]:
         return self._side_by_side(x_BXiDi, None)[:, latents_l]
 
-    def forward(self, x_BXiDi: Float[Tensor, "B P Di"]) -> Float[Tensor, "B L"]:
+    def forward(self, x_BXiDi: Float[Tensor, "B *Xi Di"]) -> Float[Tensor, "B L"]:
         return self._side_by_side(x_BXiDi, self.b_enc_L)
 
     def _side_by_side(self, x_BXiDi: Tensor, b_enc_L: Tensor | None) -> Tensor:
-        """Every site's pre-activations; where no graph is wanted each is written straight to its place."""
+        """Every group's pre-activations; where no graph is wanted each is written straight to its place."""
         graph = torch.is_grad_enabled()
-        dtype = torch.result_type(x_BXiDi, self.W_enc_PDiLp)
+        dtype = torch.result_type(x_BXiDi, self.W_enc_XgDiLg[0])
         z_BL = x_BXiDi.new_empty(0 if graph else len(x_BXiDi), self.n_latents, dtype=dtype)
-        sites = []
-        for p, (x_BDi, W_DiLp) in enumerate(zip(x_BXiDi.unbind(1), self.W_enc_PDiLp)):
-            out = None if graph else z_BL[:, self._site(p)]
+        groups = []
+        for latents, sites, W_XgDiLg in self._groups():
+            x_BI, W_ILg = self._read(x_BXiDi, sites), W_XgDiLg.flatten(0, 1)
+            out = None if graph else z_BL[:, latents]
             if b_enc_L is None:
-                sites.append(torch.mm(x_BDi, W_DiLp, out=out))
+                groups.append(torch.mm(x_BI, W_ILg, out=out))
             else:
-                sites.append(torch.addmm(b_enc_L[self._site(p)], x_BDi, W_DiLp, out=out))
-        return torch.cat(sites, dim=-1) if graph else z_BL
+                groups.append(torch.addmm(b_enc_L[latents], x_BI, W_ILg, out=out))
+        return torch.cat(groups, dim=-1) if graph else z_BL
 
     def attach(
-        self, values_N: Float[Tensor, " N"], x_BXiDi: Float[Tensor, "B P Di"], pattern: Pattern
+        self, values_N: Float[Tensor, " N"], x_BXiDi: Float[Tensor, "B *Xi Di"], pattern: Pattern
     ) -> Float[Tensor, " N"]:
         attached_N = torch.empty_like(values_N)
-        for p, (x_BDi, W_DiLp) in enumerate(zip(x_BXiDi.unbind(1), self.W_enc_PDiLp)):
-            own_n, own = pattern.columns(self._site(p))
-            b_Lp = None if self.b_enc_L is None else self.b_enc_L[self._site(p)]
-            own_values_n = attach_linear(values_N.index_select(0, own_n), x_BDi, W_DiLp, b_Lp, own)
+        for latents, sites, W_XgDiLg in self._groups():
+            own_n, own = pattern.columns(latents)
+            b_Lg = None if self.b_enc_L is None else self.b_enc_L[latents]
+            x_BI = self._read(x_BXiDi, sites)
+            own_values_n = attach_linear(values_N.index_select(0, own_n), x_BI, W_XgDiLg.flatten(0, 1), b_Lg, own)
             attached_N = attached_N.index_copy(0, own_n, own_values_n)
         return attached_N
 
     @torch.no_grad()
-    def assign_(self, W_enc_XiDiL: Float[Tensor, "P Di L"]) -> None:
-        real_PDi = real_coordinates(self.in_dims, self.d_in, self.widths_Xi).to(self.W_enc_PDiLp.device)
-        for p in range(n_sites(self.in_dims)):
-            self.W_enc_PDiLp[p].copy_(W_enc_XiDiL[p, :, self._site(p)] * real_PDi[p, :, None])
+    def assign_(self, W_enc_XiDiL: Float[Tensor, "*Xi Di L"]) -> None:
+        real_XiDi = real_coordinates(self.in_dims, self.d_in, self.widths_Xi).to(W_enc_XiDiL.device)
+        W_XDiL = (W_enc_XiDiL * real_XiDi[..., None]).reshape(-1, self.d_in, self.n_latents)
+        for latents, sites, W_XgDiLg in self._groups():
+            W_XgDiLg.copy_(W_XDiL[list(sites), :, latents])
 
     @torch.no_grad()
     def folded(
-        self, scale_Xi: Float[Tensor, " P"], shift_XiDi: Float[Tensor, "P Di"], a_L: Float[Tensor, " L"]
-    ) -> "PerSiteEncoder":
-        raw = evolve(self, bias=True).to(self.W_enc_PDiLp)
-        a_PLp = a_L.reshape(-1, self.n_latents_per_site)
-        raw.W_enc_PDiLp.copy_(self.W_enc_PDiLp * scale_Xi[:, None, None] * a_PLp[:, None, :])
+        self, scale_Xi: Float[Tensor, "*Xi"], shift_XiDi: Float[Tensor, "*Xi Di"], a_L: Float[Tensor, " L"]
+    ) -> "MaskedEncoder":
+        raw = evolve(self, bias=True).to(self.W_enc_XgDiLg[0])
+        raw.assign_(self.weights() * scale_Xi[..., None, None] * a_L)
         bias_L = 0 if self.b_enc_L is None else self.b_enc_L * a_L
         assert raw.b_enc_L is not None
         raw.b_enc_L.copy_(bias_L - raw.linear(shift_XiDi[None])[0])

@@ -12,8 +12,10 @@ from torch import Tensor
 from crosscode.models import Trace
 from crosscode.penalties.dead import AuxK, CountsDead, PreActivation
 from crosscode.penalties.diffing import DeltaReconstruction, DifferenceWeighting
+from crosscode.penalties.gated import GateReconstruction, GateSparsity
 from crosscode.penalties.sparsity import (
     ExpectedL0,
+    FrequencyL0,
     L0Quadratic,
     L0QuadraticRelative,
     L1OfNorms,
@@ -30,6 +32,9 @@ __all__ = [
     "DeltaReconstruction",
     "DifferenceWeighting",
     "ExpectedL0",
+    "FrequencyL0",
+    "GateReconstruction",
+    "GateSparsity",
     "L0Quadratic",
     "L0QuadraticRelative",
     "L1OfNorms",

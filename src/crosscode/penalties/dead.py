@@ -1,14 +1,16 @@
 """Losses that keep latents alive, or bring dead ones back."""
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Protocol, runtime_checkable
 
 import attrs
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from crosscode.activations import Thresholded
-from crosscode.checks import at_least, count, instance, one_of
+from crosscode.checks import ascending, at_least, count, instance, one_of, prefixes_of_coder
 from crosscode.kernels.pattern import Pattern
 from crosscode.kernels.selection import top_k_of_rows
 from crosscode.kernels.sparse import gather
@@ -77,21 +79,46 @@ class AuxK:
         k: how many dead latents reconstruct a token's error; half the width of a site if not given.
         dead_after_tokens: a latent silent for at least that many tokens is dead.
         norm: how decoder norms over sites combine when dead latents are ranked; `none` for an unweighted ranking.
+        prefixes: of a Matryoshka coder, how many latents each prefix has, ascending. Dead latents that a prefix adds
+            reconstruct the error of that prefix, and the terms of all prefixes are summed (SAELens).
     """
 
     k: int | None = None
     dead_after_tokens: int = 10_000_000
     norm: DecoderNorm = "l1_of_l2"
+    prefixes: Sequence[int] | None = None
 
     def __attrs_post_init__(self) -> None:
         if self.k is not None:
             count("AuxK.k", self.k)
         one_of("AuxK.norm", self.norm, DecoderNorm)
         at_least("AuxK.dead_after_tokens", self.dead_after_tokens, 1)
+        if self.prefixes is not None:
+            ascending("AuxK.prefixes", self.prefixes)
+
+    def check_coder(self, coder: SparseCoder) -> None:
+        """Raise `BadInput` for a coder of fewer latents than the prefixes have."""
+        if self.prefixes is not None:
+            prefixes_of_coder("AuxK.prefixes", self.prefixes, coder.n_latents)
 
     def __call__(self, trace: Trace) -> Float[Tensor, ""]:
         error_BXoDo = trace.error_BXoDo.detach()
         dead_l = (trace.tokens_since_fired_L >= self.dead_after_tokens).nonzero()[:, 0]
+        if self.prefixes is None:
+            return self._term(trace, error_BXoDo, dead_l)
+        terms = error_BXoDo.new_zeros(())
+        for start, stop in pairwise((0, *self.prefixes)):
+            added_l = dead_l[(dead_l >= start) & (dead_l < stop)]
+            if len(added_l):
+                with torch.no_grad():
+                    recon_BXoDo = trace.model.reconstruct(trace.latents.prefix(stop), trace.inputs_BXiDi)
+                terms = terms + self._term(trace, (trace.targets_BXoDo - recon_BXoDo).to(terms.dtype), added_l)
+        return terms
+
+    def _term(
+        self, trace: Trace, error_BXoDo: Float[Tensor, "B *Xo Do"], dead_l: Int[Tensor, " l"]
+    ) -> Float[Tensor, ""]:
+        """The share of an error's variance that dead latents leave."""
         if len(dead_l) == 0:
             return error_BXoDo.new_zeros(())
         encoder, decoder = trace.model.encoder, trace.model.decoder

@@ -160,11 +160,16 @@ class TanhFrequency:
         return (p_L * (1 + p_L / self.s)).sum()
 
 
-def mean_l0(trace: Trace, jumprelu: Thresholded) -> Float[Tensor, ""]:
-    """The batch mean of `sum_L 1[z > theta]`, differentiable through the step's estimator."""
+def _steps(trace: Trace, jumprelu: Thresholded) -> Latents:
+    """`1[z > theta]`, differentiable through the step's estimator, in the form that the codes have."""
     latents = trace.latents
     pre = trace.pre_BL if latents.pre is None else latents.pre
-    return total(jumprelu.step(pre, latents.pattern)) / len(trace)
+    return Latents(jumprelu.step(pre, latents.pattern), latents.pattern)
+
+
+def mean_l0(trace: Trace, jumprelu: Thresholded) -> Float[Tensor, ""]:
+    """The batch mean of `sum_L 1[z > theta]`, differentiable through the step's estimator."""
+    return total(_steps(trace, jumprelu).values) / len(trace)
 
 
 @attrs.frozen
@@ -188,6 +193,34 @@ class ExpectedL0:
 
     def __call__(self, trace: Trace) -> Float[Tensor, ""]:
         return mean_l0(trace, self.jumprelu)
+
+
+@attrs.frozen
+class FrequencyL0:
+    """`sum_L p_L (1 + p_L / s)` with `p_L = mean_B 1[z_L > theta_L]`: frequent latents pay more.
+
+    The quadratic-frequency penalty of Google DeepMind's interpretability team (Progress Update 2, March 2025): of
+    latents far rarer than `s` it is the expected L0. A batch-level term, taken per micro-batch.
+
+    Args:
+        jumprelu: the coder's own activation: a `JumpReLU`, or a `PerSite` of them.
+        s: the frequency, as a share of tokens, at which a latent's price has doubled.
+    """
+
+    jumprelu: Thresholded
+    s: float = 0.1
+
+    def __attrs_post_init__(self) -> None:
+        instance("FrequencyL0.jumprelu", self.jumprelu, Thresholded, "a JumpReLU, or a PerSite of them")
+        positive("FrequencyL0.s", self.s)
+
+    def check_coder(self, coder: SparseCoder) -> None:
+        """Raise `BadInput` for a coder that has other thresholds."""
+        thresholds_of_coder("FrequencyL0", self.jumprelu, coder)
+
+    def __call__(self, trace: Trace) -> Float[Tensor, ""]:
+        p_L = _steps(trace, self.jumprelu).sum_L() / len(trace)
+        return (p_L * (1 + p_L / self.s)).sum()
 
 
 @attrs.frozen

@@ -21,7 +21,7 @@ from crosscode.evaluation import (
 from crosscode.files import write_json
 from crosscode.report import print_exclusivity
 from crosscode.run.options import RunOptions
-from crosscode.run.recipe import make_report, run_recipe, wandb_of
+from crosscode.run.recipe import make_report, run_recipe, trainer_of, wandb_of
 from crosscode.run.resuming import check_null, refuse_cut_short
 from crosscode.run_folder import NULL, REPORT, SUMMARY
 from crosscode.training import Trainer
@@ -38,7 +38,9 @@ def run_beside_null(factory: Callable[..., Trainer], run: RunOptions, scheme: Ma
     """
     name = factory.__name__
     null_run = run.beside_null(name)
-    trainer, null_trainer = (factory(each, **scheme) for each in (run, null_run))  # bad input is told before training
+    trainer, null_trainer = (
+        trainer_of(factory, each, scheme) for each in (run, null_run)
+    )  # bad input is told before training
     names = names_of(trainer.model, trainer.data)
     if not names.compares_models:
         raise BadInput(f"null={run.null!r}: {name} does not write two models side by side.")

@@ -135,6 +135,8 @@ class RunOptions:
         seed: of weights, order of text and order of tokens.
         wandb_mode: `offline` needs no login and no network.
         wandb_project: wandb project; WANDB_PROJECT if not given.
+        start_from: a saved coder of the same parts and sizes, such as `runs/<recipe>/coder`, whose weights, thresholds and
+            scales training begins with, in place of the recipe's own start.
         output: directory of the run; `runs/<recipe>` if not given.
         resume: continue from the newest checkpoint in `output`.
         resume_changed: with `resume`, the fields of the configuration that are meant to differ from those of the
@@ -188,6 +190,7 @@ class RunOptions:
     seed: int = 0
     wandb_mode: Literal["offline", "online", "disabled"] = "offline"
     wandb_project: str | None = None
+    start_from: Path | None = None
     output: Path | None = None
     resume: bool = False
     resume_changed: tuple[str, ...] = ()
@@ -495,7 +498,7 @@ class RunOptions:
         """What `write` wrote."""
         try:
             fields = json.loads(file.read_text())
-            paths = {name: fields[name] and Path(fields[name]) for name in ("cache", "output")}
+            paths = {name: fields[name] and Path(fields[name]) for name in ("cache", "output", "start_from")}
             return cls(**{**fields, **paths})
         except FileNotFoundError:
             raise BadInput(f"{str(file.parent)!r} is no folder of a run: {file.name} is missing.") from None

@@ -18,7 +18,7 @@ import torch
 from crosscode.command_line import errors_in_one_line, read_options
 from crosscode.run.beside_null import run_beside_null
 from crosscode.run.options import RunOptions, check_project
-from crosscode.run.recipe import dataloader_of, run_recipe
+from crosscode.run.recipe import dataloader_of, run_recipe, trainer_of
 from crosscode.run.resuming import check_resumed, saying_how_to_resume
 from crosscode.run_folder import check_output
 from crosscode.training import Trainer
@@ -75,4 +75,4 @@ def main(factory: Callable[..., Trainer], arguments: Sequence[str] | None = None
         with saying_how_to_resume(run.directory(factory.__name__), arguments):
             if run.null is not None:
                 return run_beside_null(factory, run, scheme)
-            return run_recipe(factory(run, **scheme), run, factory.__name__)
+            return run_recipe(trainer_of(factory, run, scheme), run, factory.__name__)

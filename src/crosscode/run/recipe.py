@@ -2,7 +2,7 @@
 
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import partial
@@ -28,6 +28,7 @@ from crosscode.data.dataloader import tokens_read
 from crosscode.errors import BadInput, CrosscodeError, warn
 from crosscode.evaluation import Parts, full_evaluation, measures, remove_evaluation, remove_exclusivity
 from crosscode.files import write_json
+from crosscode.initialization import StartFrom
 from crosscode.metrics import Dead
 from crosscode.models import SparseCoder
 from crosscode.named import import_of, name_of
@@ -52,6 +53,12 @@ from crosscode.run_folder import (
 )
 from crosscode.saving import class_name, own_classes, save
 from crosscode.training import Trainer, delete_checkpoints, describe, train_together
+
+
+def trainer_of(factory: Callable[..., Trainer], run: RunOptions, scheme: Mapping[str, Any]) -> Trainer:
+    """A recipe's trainer; with `start_from`, that coder's end is its start."""
+    trainer = factory(run, **scheme)
+    return trainer if run.start_from is None else attrs.evolve(trainer, init=[StartFrom(run.start_from)])
 
 
 def dataloader_of(trainer: Trainer, run: RunOptions) -> Dataloader:

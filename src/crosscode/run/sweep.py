@@ -25,7 +25,7 @@ from crosscode.named import is_name, object_named
 from crosscode.report import pareto
 from crosscode.run.options import RunOptions, check_project
 from crosscode.run.program import memory_of, print_loading
-from crosscode.run.recipe import held_out_of, run_together
+from crosscode.run.recipe import held_out_of, run_together, trainer_of
 from crosscode.run.resuming import check_resumed, saying_how_to_resume
 from crosscode.run_folder import check_output, writing
 from crosscode.training import Trainer
@@ -121,7 +121,7 @@ class Sweep:
         members: list[tuple[Trainer, RunOptions]] = []
         for run, scheme in self._arguments():
             torch.manual_seed(run.seed)
-            members.append((self.factory(run, **scheme), run))
+            members.append((trainer_of(self.factory, run, scheme), run))
         with contextlib.ExitStack() as stack:
             if self.run.cache is None:
                 stack.callback(_remove_if_empty, self.directory)
