@@ -135,8 +135,8 @@ class RunOptions:
         seed: of weights, order of text and order of tokens.
         wandb_mode: `offline` needs no login and no network.
         wandb_project: wandb project; WANDB_PROJECT if not given.
-        start_from: a saved coder of the same parts and sizes, such as `runs/<recipe>/coder`, whose weights, thresholds and
-            scales training begins with, in place of the recipe's own start.
+        start_from: a saved coder of the same parts and sizes, such as `runs/<recipe>/coder`, with whose weights,
+            thresholds and scales training begins, in place of the recipe's own start.
         output: directory of the run; `runs/<recipe>` if not given.
         resume: continue from the newest checkpoint in `output`.
         resume_changed: with `resume`, the fields of the configuration that are meant to differ from those of the
