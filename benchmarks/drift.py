@@ -1,4 +1,4 @@
-"""Whether long runs stay sound: every recipe for 20,000 steps on synthetic data, tiny, one thread.
+"""Whether long runs stay sound: every recipe of plain activations for 20,000 steps on synthetic data, tiny, one thread.
 
     python benchmarks/drift.py                        # all schemes, a quarter of an hour; writes benchmarks/drift.md
     python benchmarks/drift.py --steps 500 --schemes topk feb_l1
@@ -57,7 +57,17 @@ SCHEMES: dict[str, tuple[str, dict[str, Any]]] = {
     "compound_batch_topk": ("compound_clt", {"n_latents": L // 4, "activation": "batch_topk", "k": 2}),
     "sae_topk": ("sae_topk", {"n_latents": L, "k": 6}),
     "skip_transcoder": ("skip_transcoder", {"n_latents": L, "k": 6}),
+    **{
+        f"causal_{style}": ("causal_crosscoder", {"n_latents": L // 2, "k": 3, "style": style})
+        for style in ("weak", "strict")
+    },
+    "dedicated": ("dedicated_crosscoder", {"n_latents": L, "n_dedicated": L // 8, "k": 6}),
+    "delta": ("delta_crosscoder", {"n_latents": L, "n_shared": L // 2, "k_shared": 4, "k_delta": 2}),
+    "matryoshka": ("matryoshka_batch_topk", {"n_latents": L, "k": 6}),
+    "gated": ("gated_sae", {"n_latents": L}),
+    "jumprelu_l0": ("jumprelu_l0", {"n_latents": L, "target_l0": 6}),
 }
+OF_TEXT = ("end_to_end", "difference_sae")  # recipes that need language models, so that no synthetic data will do
 
 
 @attrs.frozen(eq=False)

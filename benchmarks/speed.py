@@ -46,14 +46,14 @@ def work(contestant: str, kind: str, axis: str, value: str) -> None:
     def build() -> dict[str, Any]:
         from assemblies import dense_reference, ours
 
-        from crosscode.kernels.screening import pays
+        from crosscode.kernels.screening import screening_is_faster
 
         size = at(axis, int(value))
         scheme = f"{'sae' if size.sites == 1 else 'crosscoder'} {kind}"
         step, _ = (ours if contestant == OURS else dense_reference)(scheme, size)
         count = itertools.count()
         x_BI, W_IL = torch.randn(size.B, size.sites * size.D), torch.randn(size.sites * size.D, size.L)
-        if kind.startswith("TopK") and pays(x_BI, W_IL, size.k):
+        if kind.startswith("TopK") and screening_is_faster(x_BI, W_IL, size.k):
             x_BI, W_IL = x_BI.bfloat16(), W_IL.bfloat16()
         z_BL = x_BI.new_empty(size.B, size.L)
         return {

@@ -6,8 +6,6 @@ Sources: Rajamanoharan et al., "Jumping Ahead", 2024 (JumpReLU, straight-through
     python recipes/jumprelu_l0.py --target-l0 20
 """
 
-import torch
-
 from crosscode import SparseCoder, Trainer, Weighted
 from crosscode.activations import JumpReLU
 from crosscode.checks import share
@@ -64,11 +62,6 @@ def jumprelu_l0(
         activation=jumprelu,
         decoder=DenseDecoder(n_latents, data.out_dims, data.d_out, widths_Xo=data.widths_Xo),
     ).to(run.device)
-    thresholds = set(jumprelu.parameters())
-    groups = [
-        {"params": [each for each in coder.parameters() if each not in thresholds]},
-        {"params": list(thresholds), "lr_multiplier": threshold_lr},
-    ]
     ramp = LinearRamp(sparsity, round(sparsity_warmup * num_steps))
     return Trainer(
         model=coder,
@@ -79,7 +72,7 @@ def jumprelu_l0(
             "l0": Weighted(L0Quadratic(jumprelu, target_l0), ramp),
             "frequency": Weighted(FrequencyL0(jumprelu, frequency_scale), frequency),
         },
-        optimizer=torch.optim.Adam(groups, betas=run.betas, fused=True),
+        optimizer=run.adam(coder, lr_multipliers={jumprelu: threshold_lr}),
         lr=run.lr_schedule(lr, num_steps),
         gradients=[ClipNorm(run.clip_norm)],
         num_steps=num_steps,

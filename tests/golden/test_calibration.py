@@ -7,7 +7,7 @@ from strategies import f64, put
 from crosscode.activations import JumpReLU
 from crosscode.batch import Batch
 from crosscode.initialization import JanUpdate, NormalizeActivations
-from crosscode.initialization.calibration import quantile_L
+from crosscode.initialization.jumprelu import quantile_L
 from crosscode.models import SparseCoder, sae
 
 exactly = pytest.approx

@@ -117,8 +117,10 @@ def test_it_is_used_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, columns = screening.LEAST_ROWS, 8192
     inputs = screening.LEAST_WEIGHTS // columns
     x_BI, W_IL = torch.empty(rows, inputs), torch.empty(inputs, columns)
-    assert screening.pays(x_BI, W_IL, 32)
-    assert screening.pays(x_BI, W_IL, 128)  # groups of 8, of whose maxima there are 8 times as many as are kept
+    assert screening.screening_is_faster(x_BI, W_IL, 32)
+    assert screening.screening_is_faster(
+        x_BI, W_IL, 128
+    )  # groups of 8, of whose maxima there are 8 times as many as are kept
     refused = [
         (x_BI[1:], W_IL, 32),
         (x_BI[:, 1:], W_IL[1:], 32),
@@ -129,11 +131,11 @@ def test_it_is_used_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
         (x_BI, torch.empty(inputs, columns + 1), 32),
     ]
     for arguments in refused:
-        assert not screening.pays(*arguments)
+        assert not screening.screening_is_faster(*arguments)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert not screening.pays(x_BI, W_IL, 32)
+        assert not screening.screening_is_faster(x_BI, W_IL, 32)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    assert not screening.pays(x_BI, W_IL, 32)
+    assert not screening.screening_is_faster(x_BI, W_IL, 32)
 
 
 def test_a_coder_is_the_same_with_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +145,7 @@ def test_a_coder_is_the_same_with_and_without(monkeypatch: pytest.MonkeyPatch) -
     x_BD = torch.randn(64, D, generator=generator)
     W_LD = torch.randn(L, D, generator=generator)
     for screened in (False, True):
-        monkeypatch.setattr(coder_module, "pays", lambda *_, screened=screened: screened)
+        monkeypatch.setattr(coder_module, "screening_is_faster", lambda *_, screened=screened: screened)
         coder = sae(D, L, TopK(4))
         coder.decoder.assign_(W_LD)
         coder.encoder.assign_(W_LD.t())

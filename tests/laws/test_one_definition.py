@@ -265,8 +265,10 @@ class EveryOther(TopK):
 @pytest.mark.parametrize("encoder", [DenseEncoder, Centred, Cubed, UnitColumns])
 @pytest.mark.parametrize("activation", [TopK, EveryOther])
 def test_screening_serves_no_other_definition(activation, encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At sizes where the fast selection pays, codes are still those of the parts as they are written."""
-    monkeypatch.setattr("crosscode.models.coder.pays", lambda x_BI, W_IL, k: _group_size(W_IL.shape[1], k) > 1)
+    """At sizes where the fast selection would be chosen, codes are still those of the parts as they are written."""
+    monkeypatch.setattr(
+        "crosscode.models.coder.screening_is_faster", lambda x_BI, W_IL, k: _group_size(W_IL.shape[1], k) > 1
+    )
     torch.manual_seed(0)
     coder = SparseCoder(encoder((), 16, 512), activation(4), DenseDecoder(512, (), 16))
     with torch.no_grad():

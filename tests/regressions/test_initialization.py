@@ -20,8 +20,8 @@ from crosscode.initialization import (
     ZeroDecoderSkip,
     calibration,
 )
-from crosscode.initialization.calibration import quantile_L
 from crosscode.initialization.data import scaled_inputs, scaled_targets
+from crosscode.initialization.jumprelu import quantile_L
 from crosscode.models import (
     DenseDecoder,
     DenseEncoder,

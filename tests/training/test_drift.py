@@ -10,7 +10,7 @@ import pytest
 
 SHORT = (
     "l1 batch_topk jan_jumprelu feb_l1 feb_jumprelu feb_batch_topk clt_l1 clt_topk compound_jumprelu "
-    "compound_batch_topk sae_topk skip_transcoder"
+    "compound_batch_topk sae_topk skip_transcoder causal_weak dedicated matryoshka gated jumprelu_l0"
 )
 DRIFT = Path(__file__).parents[2] / "benchmarks" / "drift.py"
 

@@ -13,7 +13,7 @@ from crosscode.batch import Batch
 from crosscode.losses import SummedSquaredError
 from crosscode.models import sae
 from crosscode.training import Trainer
-from crosscode.training.fitting import misfit
+from crosscode.training.fitting import why_not_of
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_what_cannot_be_the_trainers_is_told(what: str, trainer: Trainer) -> Non
     spoil, said = WRONG[what]
     parts = parts_of(trainer)
     spoil(parts)
-    wrong = misfit(parts, trainer)
+    wrong = why_not_of(parts, trainer)
     assert wrong is not None
     assert re.search(said, wrong), wrong
 
@@ -122,4 +122,4 @@ def test_other_values_of_the_same_kind_are_taken(differs: Callable[[Any], None],
     """Rates and progress are what a checkpoint is there for; whole numbers stand for numbers."""
     parts = parts_of(trainer)
     differs(parts)
-    assert misfit(parts, trainer) is None
+    assert why_not_of(parts, trainer) is None

@@ -8,8 +8,8 @@ tying comes first, the encoder is derived from the tied decoder, and calibration
 from collections.abc import Callable, Iterable
 
 from crosscode.batch import Batch
-from crosscode.initialization.calibration import JanUpdate, JumpReLUWithoutBias
 from crosscode.initialization.data import DecoderBias, NormalizeActivations
+from crosscode.initialization.jumprelu import JanUpdate, JumpReLUWithoutBias
 from crosscode.initialization.weights import (
     AnthropicTranspose,
     CLTUniform,

@@ -19,7 +19,7 @@ MOST_CANDIDATES = 6  # times k on average, beyond which the whole product in flo
 LEAST_LIMIT = 1e-30  # far from where products underflow
 
 
-def pays(x_BI: Float[Tensor, "B I"], W_IL: Float[Tensor, "I L"], k: int) -> bool:
+def screening_is_faster(x_BI: Float[Tensor, "B I"], W_IL: Float[Tensor, "I L"], k: int) -> bool:
     """Whether screening is faster here than the product: at this size, on this processor."""
     if x_BI.device.type != "cpu" or x_BI.dtype != torch.float32 or W_IL.dtype != torch.float32:
         return False

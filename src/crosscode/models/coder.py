@@ -12,7 +12,7 @@ from crosscode.batch import Batch
 from crosscode.checks import instance
 from crosscode.errors import BadInput
 from crosscode.kernels.pattern import Pattern
-from crosscode.kernels.screening import pays, top_k_of_product
+from crosscode.kernels.screening import screening_is_faster, top_k_of_product
 from crosscode.latents import Latents
 from crosscode.models.decoders import Decoder
 from crosscode.models.encoders import Encoder
@@ -24,7 +24,7 @@ from crosscode.shapes import real_coordinates
 
 
 def _expect(name: str, raw: Tensor, like: Tensor) -> None:
-    """Refuse activations of another shape, which broadcasting might make something of."""
+    """Refuse activations of another shape, even one that broadcasting would accept."""
     instance(name, raw, Tensor, "a tensor of activations")
     if raw.shape[1:] != like.shape:
         got, wanted = (", ".join(map(str, shape)) for shape in (raw.shape[1:], like.shape))
@@ -174,7 +174,9 @@ class SparseCoder(nn.Module):
         if k is None or product is None:
             return None
         x_BI, W_IL, b_L = product
-        return top_k_of_product(x_BI, W_IL, b_L, k, self.score_norms_L()) if pays(x_BI, W_IL, k) else None
+        return (
+            top_k_of_product(x_BI, W_IL, b_L, k, self.score_norms_L()) if screening_is_faster(x_BI, W_IL, k) else None
+        )
 
     def reconstruct(self, latents: Latents, x_BXiDi: Float[Tensor, "B *Xi Di"]) -> Float[Tensor, "B *Xo Do"]:
         """Reconstructions in *scaled* space from latents and, with a skip, the scaled inputs."""

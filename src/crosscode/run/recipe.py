@@ -35,7 +35,7 @@ from crosscode.named import import_of, name_of
 from crosscode.penalties import CountsDead
 from crosscode.report import figures_of, print_evaluation, write_report
 from crosscode.run.options import RunOptions
-from crosscode.run.resuming import made_and_locked, take_up
+from crosscode.run.resuming import made_and_locked, resume_or_keep
 from crosscode.run_folder import (
     CHECKPOINTS,
     CLASSES,
@@ -136,7 +136,7 @@ def run_together(
     with ExitStack() as folders:
         for member in set_up:
             folders.enter_context(made_and_locked(member.directory, member.trainer))
-        take_up(trainers, directories, name, run.resume, run.resume_changed)
+        resume_or_keep(trainers, directories, name, run.resume, run.resume_changed)
         for member in set_up:
             member.begin(name)
         first_step = trainers[0].state.step

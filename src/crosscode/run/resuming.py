@@ -122,7 +122,7 @@ def made_and_locked(directory: Path, trainer: Trainer) -> Iterator[None]:
             raise
 
 
-def take_up(
+def resume_or_keep(
     trainers: Sequence[Trainer], directories: Sequence[Path], recipe: str, resume: bool, changed: Sequence[str]
 ) -> None:
     """Put trainers at the newest step that all have a whole checkpoint of, or keep runs that were cut short.

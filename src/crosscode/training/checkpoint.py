@@ -8,7 +8,7 @@ from typing import Any
 from crosscode.errors import DAMAGE, BadInput, close_match, first_line, warn
 from crosscode.saving import WEIGHTS, ties_of
 from crosscode.training.description import describe, differences, paths
-from crosscode.training.fitting import misfit
+from crosscode.training.fitting import why_not_of
 from crosscode.training.optimizers import join_state
 from crosscode.training.snapshot import EXTRA, OPTIMIZER, STATE, Snapshot, arithmetic, folders
 from crosscode.training.store import DamagedCheckpoint, damage_of, write_checkpoint
@@ -55,7 +55,7 @@ def load_checkpoint(trainer: Trainer | Sequence[Trainer], checkpoint: Path, chan
     read = [_read(checkpoint / name, each) for name, each in zip(_members(checkpoint, len(trainers)), trainers)]
     for each, (state, parts) in zip(trainers, read):
         _compare(each, state["configuration"], parts, checkpoint, changed)
-        wrong = misfit(parts, each)
+        wrong = why_not_of(parts, each)
         if wrong is not None:
             raise DamagedCheckpoint(f"{checkpoint} does not fit: {wrong}.")
         differing = differences(state["arithmetic"], arithmetic(each))

@@ -33,7 +33,7 @@ def check_gradients(step: int, total_norm: Tensor, model: nn.Module) -> None:
         raise NumericalError(f"step {step}: the gradient of {', '.join(culprits) or 'the coder'} is not finite.")
 
 
-def check_rate(step: int, name: str, value: Any) -> float:
+def scheduled(step: int, name: str, value: Any) -> float:
     """A schedule's value, or `NumericalError` that names the schedule whose value is no finite number."""
     if not hasattr(value, "__float__") or not math.isfinite(value):
         raise NumericalError(f"step {step}: {name} is {value!r}, which is no finite number; no step was taken.")

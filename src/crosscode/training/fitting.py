@@ -20,7 +20,7 @@ KINDS: Mapping[str, type] = {
 LARGEST = 2**63
 
 
-def misfit(parts: Mapping[str, Any], trainer: Trainer) -> str | None:
+def why_not_of(parts: Mapping[str, Any], trainer: Trainer) -> str | None:
     """Why these parts cannot be the trainer's; None if they can.
 
     Args:
@@ -43,19 +43,19 @@ def misfit(parts: Mapping[str, Any], trainer: Trainer) -> str | None:
         in_range = isinstance(value, dict) or (isinstance(value, int | float) and 0 <= value < LARGEST)
         if type(value) is not KINDS[name] or not in_range:
             return f"{name} is {value!r}"
-    return _optimizers_misfit(parts["optimizer"], held["optimizer"]) or _rng_misfit(parts["rng"])
+    return _why_not_optimizers(parts["optimizer"], held["optimizer"]) or _why_not_rng(parts["rng"])
 
 
-def _optimizers_misfit(given: Any, held: Any) -> str | None:
+def _why_not_optimizers(given: Any, held: Any) -> str | None:
     """Of an optimizer, or of those that a composite holds: moments of any shape, whose files have their checksum."""
     try:
         states = list(zip(states_in(given), states_in(held), strict=True))
     except ValueError:
         return "it is of another number of optimizers"
-    return next((wrong for each, mine in states if (wrong := _optimizer_misfit(each, mine)) is not None), None)
+    return next((wrong for each, mine in states if (wrong := _why_not_optimizer(each, mine)) is not None), None)
 
 
-def _optimizer_misfit(given: Mapping[str, Any], held: Mapping[str, Any]) -> str | None:
+def _why_not_optimizer(given: Mapping[str, Any], held: Mapping[str, Any]) -> str | None:
     groups, mine = given["param_groups"], held["param_groups"]
     if not isinstance(groups, list) or len(groups) != len(mine) or not all(map(_alike, groups, mine)):
         return "the optimizer's groups are not those of the trainer's optimizer"
@@ -85,7 +85,7 @@ def _kind(value: Any) -> Any:
     return "number" if isinstance(value, int | float) and not isinstance(value, bool) else type(value).__name__
 
 
-def _rng_misfit(rng: Tensor) -> str | None:
+def _why_not_rng(rng: Tensor) -> str | None:
     try:
         torch.Generator().set_state(rng)
     except RuntimeError:

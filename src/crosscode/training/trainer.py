@@ -35,7 +35,7 @@ from crosscode.phases import phase
 from crosscode.schedulers import Scheduler, as_scheduler
 from crosscode.training.calibration import calibrate
 from crosscode.training.description import describe
-from crosscode.training.finite import check_batch, check_gradients, check_rate, check_terms, check_weights
+from crosscode.training.finite import check_batch, check_gradients, check_terms, check_weights, scheduled
 from crosscode.training.gradients import ClipNorm, Constraint, GradientTransform
 from crosscode.training.interrupt import deferred_interrupts
 from crosscode.training.optimizers import check_steps, load_optimizer, states_in
@@ -302,17 +302,17 @@ class Trainer:
         return self.data if self.held_out is None else self.held_out
 
     def step(self, micro_batches: Sequence[Batch]) -> StepReport:
-        """One optimizer step on the given micro-batches. From the first on, the process keeps what memory it frees."""
+        """One optimizer step on the given micro-batches. After the first, freed memory stays with the process."""
         keep_freed_memory()
         model, state = self.model, self.state
         model.train()
         self._switch_optimizer("train")
         model.activation.at_step(state.step, self.num_steps)
         weights = {
-            name: check_rate(state.step, f"the weight of {name!r}", weighted.weight(state.step))
+            name: scheduled(state.step, f"the weight of {name!r}", weighted.weight(state.step))
             for name, weighted in self.penalties.items()
         }
-        lr = check_rate(state.step, "lr", self.lr(state.step))
+        lr = scheduled(state.step, "lr", self.lr(state.step))
         for batch in micro_batches:
             instance("data", batch, Batch, "batches, such as Batch.autoencode(activations)")
         n_tokens = sum(map(len, micro_batches))
@@ -391,7 +391,7 @@ class Trainer:
     def _multiplier(self, group: Mapping[str, Any]) -> float:
         """What a parameter group multiplies the learning rate by, now."""
         multiplier = as_scheduler(group.get("lr_multiplier", 1.0))
-        return check_rate(self.state.step, "lr_multiplier", multiplier(self.state.step))
+        return scheduled(self.state.step, "lr_multiplier", multiplier(self.state.step))
 
     def _switch_optimizer(self, mode: Literal["train", "eval"]) -> None:
         # Schedule-free optimizers train at one point and are evaluated at another: the latter stands between steps.
