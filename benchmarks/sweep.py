@@ -62,6 +62,7 @@ GRIDS: dict[str, dict[str, list[Any]]] = {
     "dedicated_crosscoder": {"k": [12, 24, 48], "lr": [1e-3, 3e-3], "lr_warmup": [0.0, 0.05]},
     "delta_crosscoder": {"k_delta": [4, 8], "k_shared": [10, 20], "delta": [0.1, 1.0], "lr": [1e-3, 3e-3]},
     "difference_sae": {"k": [8, 16, 32], "lr": [1e-3, 3e-3], "lr_warmup": [0.0, 0.05]},
+    "end_to_end": {"k": [8, 16, 32], "lr": [1e-3, 3e-3], "reconstruction": [0.0, 1e-3, 1e-2]},
 }
 NOT_SWEPT = (
     "matryoshka_batch_topk",
@@ -71,6 +72,7 @@ NOT_SWEPT = (
     "dedicated_crosscoder",
     "delta_crosscoder",
     "difference_sae",
+    "end_to_end",
 )  # their defaults were tried, one run each
 RECIPES = {"compound_clt_batch_topk": "compound_clt"}  # of grids that are not named after their recipe
 KEPT = {
