@@ -8,7 +8,6 @@ model's. Its latents are of the difference alone: what both models share cancels
 
 from crosscode import Trainer, Weighted
 from crosscode.activations import BatchTopK
-from crosscode.data import Differences
 from crosscode.initialization import NormalizeActivations, SameAcrossSites
 from crosscode.losses import SummedSquaredError
 from crosscode.models import DenseDecoder, DenseEncoder, SparseCoder
@@ -41,7 +40,7 @@ def difference_sae(
         lr: Adam's learning rate (the literature: 2e-4 / sqrt(n_latents / 16384), for longer runs).
         num_steps: optimizer steps, each of batch_size x accumulate tokens.
     """
-    data, held_out = Differences(run.dataloader()), Differences(run.dataloader("held_out"))
+    data, held_out = run.differences(), run.differences("held_out")
     coder = SparseCoder(
         encoder=DenseEncoder(data.in_dims, data.d_in, n_latents),
         activation=BatchTopK(k),

@@ -28,8 +28,8 @@ def end_to_end(
 
     Args:
         run: one model, one hookpoint, data and output; `start_from` fine-tunes a saved coder of the same sizes.
-        n_latents: how many latents.
-        k: latents per token.
+        n_latents: how many latents (the literature: 8 to 32 x d_model).
+        k: latents per token (Gao et al.: 32).
         reconstruction: weight of the summed squared error beside the KL, in nats per unit; 0 for KL alone.
         lr: Adam's learning rate.
         num_steps: optimizer steps, each of at most batch_size x accumulate tokens, in whole sequences.

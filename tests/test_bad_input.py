@@ -304,7 +304,7 @@ def of_ones_own(run: RunOptions = DEFAULT, colour: Colour = Colour.RED, pair: tu
         ("--models", "models is empty: name at least one."),
         ("--revisions a b", "revisions has 2 entries for 1 models."),
         ("--n-latens 3", "unknown option '--n-latens'. Did you mean '--n-latents'"),
-        ("stile", "unknown option 'stile'. Did you mean '--style'?"),
+        ("stile", "unknown option 'stile'. Did you mean '--style'"),
         ("--output None --k x", "--k='x' must be a whole number."),
     ],
 )

@@ -179,7 +179,8 @@ def _build(spec: Any, classes: Mapping[str, type]) -> Any:
     if isinstance(spec, dict) and set(spec) == {"class", "fields"} and isinstance(spec["fields"], dict):
         cls = _find_class(str(spec["class"]), classes)
         try:
-            fields = {str(name): _build(value, classes) for name, value in _as_written_now(spec["fields"]).items()}
+            given = _as_written_now(str(spec["class"]), spec["fields"])
+            fields = {str(name): _build(value, classes) for name, value in given.items()}
             _check_types(cls, fields)
             return cls(**fields)
         except UnknownClass:
@@ -192,20 +193,16 @@ def _build(spec: Any, classes: Mapping[str, type]) -> Any:
     raise NotLoadable(f"coder.json holds something that is no spec: {str(spec)[:80]!r}.")
 
 
-def _as_written_now(fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a part as they are called now.
+def _as_written_now(name: str, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The fields of one of our parts as they are called now.
 
-    Of one that was saved when dense parts might have a mask, or annealing of k was two fields beside it.
+    Of one that was saved when dense parts might have a mask, or when annealing of `k` was two fields beside it: such a
+    coder was loaded with the `k` that it ended with.
     """
-    if fields.get("mask", ...) is None:
-        fields = {name: value for name, value in fields.items() if name != "mask"}
-    if not {"k", "k_start", "anneal_steps"} <= fields.keys():
-        return fields
-    now = {name: value for name, value in fields.items() if name not in ("k_start", "anneal_steps")}
-    if fields["k_start"] is not None and fields["anneal_steps"]:
-        ramp = {"value": fields["k"], "steps": fields["anneal_steps"], "start": fields["k_start"]}
-        now["k"] = {"class": "crosscode.schedulers.LinearRamp", "fields": ramp}
-    return now
+    gone = {"k_start", "anneal_steps"} if "k" in fields else set()
+    gone |= {"mask"} if fields.get("mask", ...) is None else set()
+    ours = name.startswith("crosscode.")
+    return {field: value for field, value in fields.items() if field not in gone} if ours else fields
 
 
 PLAIN: dict[Any, tuple[type, ...]] = {int: (int,), float: (int, float), bool: (bool,), str: (str,)}

@@ -372,7 +372,7 @@ def test_wandb_is_asked_for_a_run(folder: str | None, wandb: FakeWandb, tmp_path
     sink = WeightsAndBiases("offline", "project", "name", directory, patience=7.0)
     a_trainer(Log(sink, every=5, metrics=METRICS, samples_every=5)).train()
     (asked,) = wandb.asked
-    assert asked["config"]["loss"] == {"type": "SummedSquaredError", "site_weights": None}
+    assert asked["config"]["loss"] == {"type": "SummedSquaredError", "site_weights": None, "token_weights": None}
     del asked["config"]
     assert asked == {
         "mode": "offline",

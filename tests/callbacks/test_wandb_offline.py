@@ -17,12 +17,13 @@ import torch
 from crosscode import Batch, Trainer
 from crosscode.activations import TopK
 from crosscode.callbacks import Log, WeightsAndBiases
+from crosscode.initialization import AnthropicTranspose
 from crosscode.losses import SummedSquaredError
 from crosscode.models import sae
 
 coder = sae(4, 8, TopK(2))
 log = Log(WeightsAndBiases("offline", directory=Path({directory!r})), every=1)
-Trainer(model=coder, data=[Batch.autoencode(torch.randn(16, 4))], loss=SummedSquaredError(), callbacks=[log],
+Trainer(model=coder, data=[Batch.autoencode(torch.randn(16, 4))], init=[AnthropicTranspose()], loss=SummedSquaredError(), callbacks=[log],
         optimizer=torch.optim.Adam(coder.parameters()), lr=1e-3, num_steps=3).train()
 """
 

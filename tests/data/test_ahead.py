@@ -15,6 +15,7 @@ import torch
 from crosscode.activations import TopK
 from crosscode.data import Dataloader, Harvester, TokenSequences, dataloader
 from crosscode.errors import CrosscodeError
+from crosscode.initialization import AnthropicTranspose
 from crosscode.losses import SummedSquaredError
 from crosscode.models import sae
 from crosscode.training import Trainer
@@ -53,6 +54,7 @@ def a_trainer(data, *callbacks, num_steps=12):
     return Trainer(
         model=coder,
         data=data,
+        init=[AnthropicTranspose()],
         loss=SummedSquaredError(),
         optimizer=torch.optim.Adam(coder.parameters()),
         lr=1e-2,

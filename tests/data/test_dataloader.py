@@ -55,9 +55,12 @@ def test_a_cursor_resumes_to_the_bit(loader, batch_size, shuffle_buffer, H, data
     Whether it or the first one reads ahead; and from a cursor without a place, as they were before they had one.
     """
 
+    order = data.draw(st.sampled_from(["shuffled", "sequences"]))
+    batch_size = max(batch_size, 8) if order == "sequences" else batch_size
+
     def new():
-        ahead = data.draw(st.sampled_from([0, 1, 5]))
-        return loader(batch_size, n_documents=12, H=H, shuffle_buffer=shuffle_buffer, epochs=2, ahead=ahead)
+        given = {"ahead": data.draw(st.sampled_from([0, 1, 5])), "order": order}
+        return loader(batch_size, n_documents=12, H=H, shuffle_buffer=shuffle_buffer, epochs=2, **given)
 
     iterator = iter(new())
     cursors, batches = [iterator.cursor()], []
@@ -217,6 +220,15 @@ def test_batches_in_the_order_of_sequences_hold_whole_ones(loader, batch_size, s
 def test_an_annotation_has_an_entry_for_each_token(loader, annotation, message):
     with pytest.raises(BadInput, match=message):
         next(iter(loader(annotate={"weights": annotation})))
+
+
+def test_an_annotation_is_of_one_kind_in_all_harvests(loader):
+    """Whole numbers of one and fractions of another would be cut to whole ones."""
+    kinds = itertools.cycle([torch.int64, torch.float32])
+    data = loader(annotate={"labels": lambda harvest: torch.ones(len(harvest), dtype=next(kinds))})
+
+    with pytest.raises(BadInput, match=r"annotate\['labels'\] gave torch.int64 \(\) .* torch.float32 \(\) of another"):
+        next(iter(data))
 
 
 def test_a_name_that_no_batch_carries_is_told_with_the_close_one(loader):

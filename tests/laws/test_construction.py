@@ -13,7 +13,16 @@ from crosscode.activations import ReLU, TopK
 from crosscode.batch import Batch
 from crosscode.evaluation import Names, full_evaluation, measure_coder, measures
 from crosscode.evaluation.measures import by_construction
-from crosscode.models import Decoder, DenseDecoder, DenseEncoder, Encoder, SharedDecoder, SiteMask, SparseCoder
+from crosscode.models import (
+    Decoder,
+    DenseDecoder,
+    DenseEncoder,
+    Encoder,
+    MaskedDecoder,
+    SharedDecoder,
+    SiteMask,
+    SparseCoder,
+)
 from crosscode.module import module
 
 D = 3
@@ -100,5 +109,5 @@ def test_equal_weights_are_not_shared_latents() -> None:
     assert not free.shared_L().any()
     assert not Decoder.shared_L(free).any()
     assert tied.shared_L().tolist() == [True] * 4 + [False] * (L - 4)
-    one_model = DenseDecoder(L, (2, 1), D, mask=SiteMask([(4, (0, 1)), (L - 4, (1,))]))
+    one_model = MaskedDecoder(SiteMask([(4, (0, 1)), (L - 4, (1,))]), (2, 1), D)
     assert one_model.writes_LXo()[:, :, 0].tolist() == [[True, True]] * 4 + [[False, True]] * (L - 4)

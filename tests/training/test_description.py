@@ -51,6 +51,32 @@ class Slotted:
         self.weight = weight
 
 
+weight_of_two = 1.0
+
+
+class Private:
+    """One whose number is private."""
+
+    def __init__(self, weight: float) -> None:
+        self._weight = weight
+
+
+class Frozen(nn.Module):
+    """A module with a tensor that no training changes."""
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.full((3,), weight), requires_grad=False)
+
+
+def local_class(weight: float) -> object:
+    class Local:
+        def __call__(self, trace: Trace) -> Tensor:
+            return weight * trace.latents_BL.sum()
+
+    return Local()
+
+
 class Parametrised(nn.Module):
     """A module that is no attrs class: its parameters change, and are no configuration."""
 
@@ -99,6 +125,10 @@ def batches(n: int, value: float, extra: bool = False) -> list[Batch]:
 KINDS: dict[str, Callable[[float], Any]] = {
     "plain class": Plain,
     "slots": Slotted,
+    "private": Private,
+    "frozen parameter": Frozen,
+    "class within a function": local_class,
+    "lambda in an expression": lambda weight: [lambda t: weight_of_two * t, lambda t: t][int(weight) - 1],
     "module": Parametrised,
     "method": lambda weight: Plain(weight).method,
     "closure": closure,
@@ -144,9 +174,9 @@ def test_files_are_told_by_their_content_wherever_they_are(tmp_path: Path) -> No
 
 def test_a_circle_ends_and_private_attributes_are_no_configuration() -> None:
     plain = Plain(1.0)
-    plain.me, plain._n_read = plain, 0
+    plain.me, plain._read = plain, []
     before = describe(plain)
-    plain._n_read = 7
+    plain._read.append(7)
 
     assert (
         before

@@ -10,6 +10,7 @@ import torch
 
 from crosscode.activations import BatchTopK
 from crosscode.batch import Batch
+from crosscode.initialization import AnthropicTranspose
 from crosscode.losses import SummedSquaredError
 from crosscode.models import sae
 from crosscode.training import Trainer
@@ -22,6 +23,7 @@ def trainer() -> Trainer:
     made = Trainer(
         model=coder,
         data=[Batch.autoencode(torch.randn(16, 4, generator=torch.Generator().manual_seed(0)))],
+        init=[AnthropicTranspose()],
         loss=SummedSquaredError(),
         optimizer=torch.optim.Adam(coder.parameters()),
         lr=1e-2,

@@ -12,6 +12,7 @@ import torch
 from crosscode.activations import BatchTopK
 from crosscode.batch import Batch
 from crosscode.callbacks import Checkpoint
+from crosscode.initialization import AnthropicTranspose
 from crosscode.losses import SummedSquaredError
 from crosscode.models import sae
 from crosscode.training import Interrupted, Trainer, newest_checkpoint
@@ -22,6 +23,7 @@ def a_trainer(*callbacks: Any, num_steps: int = 6) -> Trainer:
     return Trainer(
         model=coder,
         data=[Batch.autoencode(torch.randn(16, 4, generator=torch.Generator().manual_seed(0)))],
+        init=[AnthropicTranspose()],
         loss=SummedSquaredError(),
         optimizer=torch.optim.Adam(coder.parameters()),
         lr=1e-2,

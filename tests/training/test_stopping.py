@@ -16,7 +16,8 @@ from crosscode.initialization import AnthropicTranspose
 from crosscode.losses import SummedSquaredError
 from crosscode.models import SparseCoder, Trace, sae
 from crosscode.schedulers import LinearRamp
-from crosscode.training import StepReport, Trainer, load_checkpoint, newest_checkpoint, train_together
+from crosscode.training import StepReport, Trainer, load_checkpoint, newest_checkpoint, save_checkpoint, train_together
+from crosscode.training.store import newest_in_all
 
 D, L = 6, 12
 DATA = [Batch.autoencode(torch.randn(8, D, generator=torch.Generator().manual_seed(i))) for i in range(4)]
@@ -185,3 +186,78 @@ def test_a_group_may_learn_at_a_rate_that_changes_and_resumes(tmp_path) -> None:
     assert equal(trainer.model, resumed.model)
     with pytest.raises(BadInput, match=r"optimizer\.lr_multipliers\.0\.steps: 4 -> 5"):
         load_checkpoint(new(5), tmp_path / "step_000000006")
+
+
+def test_several_that_keep_folders_of_their_own_resume_though_one_has_stopped(tmp_path) -> None:
+    """The stopped one's last checkpoint is of every later step; whichever of them leads."""
+    for which in (0, 1):
+        folders = [tmp_path / str(which) / name for name in "ab"]
+
+        def pair(folders=folders, which=which) -> list[Trainer]:
+            trainers = [a_trainer(), a_trainer(lr=3e-3)]
+            for i, (trainer, folder) in enumerate(zip(trainers, folders)):
+                stops = [StopAt(4)] if i == which else []
+                trainer.callbacks = [*stops, Checkpoint(folder, every=3, keep=1)]
+            return trainers
+
+        together = pair()
+        train_together(together)
+        for folder in folders:
+            if (folder / "step_000000012").exists():
+                (folder / "step_000000012").rename(folder / "step_000000012.gone")
+        save_checkpoint_of_step_nine(folders, which)
+        resumed = pair()
+        for trainer, checkpoint in zip(resumed, newest_in_all(folders), strict=True):
+            load_checkpoint(trainer, checkpoint)
+        assert [trainer.state.step for trainer in resumed] == ([4, 9] if which == 0 else [9, 4])
+        train_together(resumed)
+        assert all(equal(one.model, other.model) for one, other in zip(together, resumed))
+
+
+def save_checkpoint_of_step_nine(folders, which: int) -> None:
+    """What the one that went on had at step 9, of whose checkpoints only the newest is kept."""
+    trainer = [a_trainer(), a_trainer(lr=3e-3)][1 - which]
+
+    def save_at_nine(trainer: Trainer, report: StepReport) -> None:
+        if report.step == 9:
+            save_checkpoint(trainer, folders[1 - which])
+
+    trainer.callbacks = [save_at_nine]
+    trainer.train()
+
+
+def test_a_run_that_stopped_goes_on_where_more_steps_are_asked_for(tmp_path) -> None:
+    a_trainer(callbacks=[StopAt(5), Checkpoint(tmp_path)]).train()
+    longer = a_trainer(num_steps=15)
+
+    load_checkpoint(longer, newest_checkpoint(tmp_path), changed=["num_steps"])
+    longer.train()
+
+    assert longer.state.step == 15
+
+
+def test_options_of_the_optimizer_that_are_meant_to_differ_do(tmp_path) -> None:
+    """Of the optimizer, and of one of its groups; unmeant, they are refused."""
+
+    def new(betas=(0.9, 0.999), decay: float = 0.1) -> Trainer:
+        coder = sae(D, L, TopK(3))
+        groups = [
+            {"params": list(coder.encoder.parameters()), "weight_decay": decay},
+            {"params": list(coder.decoder.parameters())},
+        ]
+        return a_trainer(model=coder, optimizer=torch.optim.AdamW(groups, betas=betas))
+
+    saved = new()
+    saved.callbacks = [Checkpoint(tmp_path, every=6, keep=3)]
+    saved.train()
+    checkpoint = tmp_path / "step_000000006"
+
+    with pytest.raises(BadInput, match=r"optimizer\.groups\.0\.weight_decay: 0\.1 -> 0\.7"):
+        load_checkpoint(new(decay=0.7), checkpoint)
+    for given in ({"betas": (0.5, 0.9)}, {"decay": 0.7}, {}):
+        resumed = new(**given)
+        load_checkpoint(resumed, checkpoint, changed=["optimizer"] if given else [])
+        assert [group["weight_decay"] for group in resumed.optimizer.param_groups] == [given.get("decay", 0.1), 0.01]
+        assert resumed.optimizer.param_groups[0]["betas"] == given.get("betas", (0.9, 0.999))
+    resumed.train()
+    assert equal(resumed.model, saved.model)

@@ -156,7 +156,7 @@ def test_what_cannot_be_swept_away_is_left(run: Path) -> None:
     """A file under the name of such a folder ends no run."""
     (run / ".deleted_2_1").write_text("")
     (run / f".writing_6_{os.getpid()}").mkdir()
-    store.sweep(run)
+    store.clear_away(run)
     assert names(run) == [".deleted_2_1", "step_000000002", "step_000000004"]
 
 

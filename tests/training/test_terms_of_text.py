@@ -10,7 +10,7 @@ from torch import Tensor
 from crosscode.activations import ReLU, TopK
 from crosscode.batch import Batch
 from crosscode.data import Dataloader, Harvester, TokenSequences, load_language_model
-from crosscode.errors import BadInput
+from crosscode.errors import BadInput, CrosscodeWarning
 from crosscode.initialization import AnthropicTranspose, NormalizeActivations, StartFrom
 from crosscode.latents import Latents
 from crosscode.losses import MeanNorm, SplicedKL, SummedSquaredError
@@ -18,7 +18,7 @@ from crosscode.models import SparseCoder, Trace, acausal_crosscoder, sae
 from crosscode.penalties import L1OfNorms, LpOfNorms
 from crosscode.saving import save
 from crosscode.schedulers import LinearRamp
-from crosscode.training import Trainer, Weighted
+from crosscode.training import Trainer, UnitNormDecoder, Weighted
 
 D, L = 16, 40
 HOOKPOINTS = ("blocks.1.hook_resid_post", "blocks.2.hook_resid_post")
@@ -183,6 +183,29 @@ def test_what_does_not_fit_is_refused_before_any_data_is_read(folder, tmp_path) 
         Trainer(**given, loss=SummedSquaredError(), init=[StartFrom(tmp_path / "no")])
     with pytest.raises(BadInput, match=r"a batch carries no 'positions'"):
         kl_of(data)(Trace.of(coder, Batch.autoencode(torch.randn(3, D))))
+
+
+def test_what_a_start_from_a_saved_coder_leaves_aside_is_told(tmp_path) -> None:
+    """Weights are taken as they are: another k is told, and norms that a constraint would change are refused."""
+    saved = sae(D, L, TopK(2))
+    AnthropicTranspose(0.7)(saved, [])
+    save(saved, tmp_path)
+    coder = sae(D, L, TopK(9))
+
+    with pytest.warns(CrosscodeWarning, match=r"start_from: activation\.k of the coder in .* is not what this one has"):
+        StartFrom(tmp_path)(coder, [])
+    unweighted = sae(D, L, TopK(2, weighted=False))
+    with pytest.raises(BadInput, match="UnitNormDecoder undoes what StartFrom has done"):
+        Trainer(
+            model=unweighted,
+            data=[],
+            loss=SummedSquaredError(),
+            optimizer=torch.optim.Adam(unweighted.parameters()),
+            lr=1e-3,
+            num_steps=1,
+            init=[StartFrom(tmp_path)],
+            constraints=[UnitNormDecoder()],
+        )
 
 
 @pytest.mark.parametrize("loss", [SummedSquaredError, MeanNorm])

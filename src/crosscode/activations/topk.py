@@ -5,6 +5,7 @@ trading a small decoder for a large activation; `weighted=False` ranks by `ReLU(
 `ReLU(z)` itself, non-positive values are never kept, and no gradient goes through the choice.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -48,7 +49,12 @@ class _Ranking(Selection):
 
     def k_at(self, step: int) -> int:
         """`max(1, round(k(step)))`, or `k` if it is constant."""
-        return max(1, round(self.k(step))) if callable(self.k) else self.k
+        if not callable(self.k):
+            return self.k
+        k = self.k(step)
+        if not math.isfinite(k):
+            raise BadInput(f"{type(self).__name__}.k at step {step}={k} must be a finite number.")
+        return max(1, round(k))
 
     def at_step(self, step: int, num_steps: int) -> None:
         if not callable(self.k):

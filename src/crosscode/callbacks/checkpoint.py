@@ -59,7 +59,7 @@ class Checkpoint:
     def check_trainer(self, trainer: Trainer) -> None:
         """Raise `BadInput` for a coder or an optimizer that cannot be saved, before data is read."""
         spec_text(trainer.model)
-        split_state(trainer.optimizer.state_dict())
+        split_state(trainer.state_dict()["optimizer"])
 
     def on_start(self, trainer: Trainer) -> None:
         """Of what an earlier run left here, that which lies beyond the step that this one starts at is not its own."""

@@ -115,8 +115,8 @@ class Dataloader:
         seed: of the order of tokens.
         reads, writes: hookpoints (a name or a list of them) that are read and that must be written; see above.
         squeeze: drop crosscoding axes of one entry when autoencoding.
-        order: of tokens: `shuffled`, or `sequences`, one sequence of the text after the other, for terms that look at
-            neighbours. Batches are then of whole sequences, as many as `batch_size` tokens hold.
+        order: of tokens: `shuffled`, or `sequences`, for terms that look at neighbours. Batches are then of whole
+            sequences, as many as `batch_size` tokens hold, each with its tokens in their order.
         carry: what of each token batches carry in their `extra`, by name: `tokens` (its id),
             `positions` (in its sequence), `documents`, `sequences` (as numbers), and `context`, all token ids of its
             sequence.
@@ -398,6 +398,12 @@ class Block:
     not_finite: str | None = None
     bad_rows: int = 0
 
+    def added_to(self, read: TokenCounts) -> TokenCounts:
+        """The counts of a stream, this block included. Raises `NumericalError` where too much is not finite."""
+        read += self.counts
+        read.check(self.not_finite)
+        return read
+
 
 def _batches(loader: Dataloader, at: Cursor, stopped: Callable[[], bool]) -> Generator[tuple[Batch, Cursor]]:
     """Every batch from a cursor on, with the cursor behind it; none once it is stopped."""
@@ -409,9 +415,7 @@ def _batches(loader: Dataloader, at: Cursor, stopped: Callable[[], bool]) -> Gen
         for ring, (slots_N, cuts_C), place, block in _units(loader, at, stopped):
             n_epoch += len(slots_N)
             at.bad_rows = max(at.bad_rows, block.bad_rows)  # an epoch meets again those of the one before
-            if at.offset == 0:  # else it was counted before the cursor was taken
-                at.tokens_read += block.counts
-                at.tokens_read.check(block.not_finite)
+            counted = at.offset > 0  # before the cursor was taken
             if at.offset > len(slots_N):
                 raise BadInput(
                     f"cursor of epoch {at.epoch}, unit {at.unit}, offset {at.offset} is beyond its unit of "
@@ -421,6 +425,8 @@ def _batches(loader: Dataloader, at: Cursor, stopped: Callable[[], bool]) -> Gen
                 take_N = slots_N[at.offset : at.offset + B - filled]
                 if cuts_C is not None:
                     take_N = take_N[: _whole(cuts_C, at.offset, len(take_N))]
+                if len(take_N) and not counted:
+                    at.tokens_read, counted = block.added_to(at.tokens_read), True
                 batch = batch or _room(ring, B, loader.dtype)
                 for name, rows_B in batch.items():
                     rows_B[filled : filled + len(take_N)] = ring[name][take_N.to(ring[name].device)]
@@ -429,6 +435,8 @@ def _batches(loader: Dataloader, at: Cursor, stopped: Callable[[], bool]) -> Gen
                 if filled == B or len(take_N) == 0:
                     yield _made(loader, batch, filled), attrs.evolve(at, place=place)
                     batch, filled = {}, 0
+            if not counted:
+                at.tokens_read = block.added_to(at.tokens_read)
             at.unit, at.offset = at.unit + 1, 0
         if stopped():
             return
@@ -487,6 +495,9 @@ def _units(
             ring = ring or _room(rows, 2 * R)
             start = (block % 2) * R + n_current
             for name, rows_N in rows.items():
+                if (rows_N.dtype, rows_N.shape[1:]) != (ring[name].dtype, ring[name].shape[1:]):
+                    was, now = (f"{each.dtype} {tuple(each.shape[1:])}" for each in (ring[name], rows_N))
+                    raise BadInput(f"annotate[{name!r}] gave {was} for each token of one harvest and {now} of another.")
                 ring[name][start : start + len(harvest)] = rows_N
             n_current += len(harvest)
             lengths.append(harvest.rows_N.unique_consecutive(return_counts=True)[1])

@@ -70,7 +70,7 @@ class Differences:
     @property
     def hookpoints(self) -> tuple[str, ...]:
         """Where the activations are taken."""
-        given = self.loader.hookpoints
+        given = self.loader.hookpoints if self.loader.reads is None else self.loader.reads
         return (given,) if isinstance(given, str) else tuple(given)
 
     def of(self, x_BMPD: Float[Tensor, "B 2 *P D"]) -> Float[Tensor, "B *X D"]:

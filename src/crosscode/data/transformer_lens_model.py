@@ -218,7 +218,11 @@ class TransformerLensModel:
         for hookpoint in edits:
             _ = self.width(hookpoint)
         self._check(tokens_HS)
-        return self._run(tokens_HS, [(hookpoint, _editing(hookpoint, edit)) for hookpoint, edit in edits.items()])
+        asked_for = torch.is_grad_enabled()
+        with torch.no_grad():  # until an edit has a gradient: no model computes otherwise for being watched
+            return self._run(
+                tokens_HS, [(hookpoint, _editing(hookpoint, edit, asked_for)) for hookpoint, edit in edits.items()]
+            )
 
     def unembedding(self) -> Float[Tensor, "D V"] | None:
         return unembedding_of(self.name, self.hf_model)
@@ -435,12 +439,14 @@ class TransformerLensModel:
         return f"sha256-{digest.hexdigest()}"
 
 
-def _editing(hookpoint: str, edit: Edit) -> HookFn:
-    """A hook that puts an edit's result in the activation's place."""
+def _editing(hookpoint: str, edit: Edit, with_gradient: bool) -> HookFn:
+    """A hook that puts an edit's result in the activation's place, and from there on, if asked to, its gradient."""
 
     def hook_fn(acts: Tensor) -> Tensor | None:
         acts_HSD = rearrange(acts, "H S ... -> H S (...)")  # heads end to end, as harvested
-        edited_HSD = edit(acts_HSD)
+        with torch.set_grad_enabled(with_gradient):
+            edited_HSD = edit(acts_HSD)
+        torch.set_grad_enabled(torch.is_grad_enabled() or edited_HSD.requires_grad)  # put back at the pass's end
         if edited_HSD is acts_HSD:
             return None
         edited = edited_HSD.reshape(acts.shape)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import attrs
 import torch
@@ -12,11 +12,11 @@ from torch import Tensor
 
 from crosscode.batch import Batch
 from crosscode.checks import at_most, count, positive
-from crosscode.errors import BadInput
+from crosscode.errors import BadInput, warn
 from crosscode.initialization.data import scaled_inputs, scaled_targets
 from crosscode.models import SparseCoder
 from crosscode.order import Effect
-from crosscode.saving import load
+from crosscode.saving import load, spec_of
 from crosscode.shapes import real_coordinates
 
 RANDOM_START = Effect(sets={"encoder", "decoder"}, clears={"encoder bias", "decoder bias", "skip"})
@@ -366,7 +366,7 @@ class StartFrom:
 
     def check_coder(self, coder: SparseCoder) -> None:
         """Raise `BadInput` for a coder that does not have the sizes of the saved one, or if there is none."""
-        mine, saved = coder.state_dict(), self._saved()
+        mine, saved = coder.state_dict(), self._saved().state_dict()
         for name in sorted(mine.keys() | saved.keys()):
             shapes = [tuple(each[name].shape) if name in each else "missing" for each in (saved, mine)]
             if shapes[0] != shapes[1]:
@@ -375,10 +375,31 @@ class StartFrom:
                     "one: it needs the same parts and sizes."
                 )
 
-    def _saved(self) -> dict[str, Tensor]:
-        return load(self.folder, classes=self.classes).state_dict()
+    @property
+    def decoder_norm(self) -> float | None:
+        """The length of the saved decoder vectors at each site; None if they differ."""
+        norms_LXo = self._saved().decoder.norms_LXo()
+        return 1.0 if torch.allclose(norms_LXo, torch.ones_like(norms_LXo), atol=1e-5) else None
+
+    def _saved(self) -> SparseCoder:
+        return load(self.folder, classes=self.classes)
 
     @torch.no_grad()
     def __call__(self, coder: SparseCoder, data: Iterable[Batch]) -> None:
         self.check_coder(coder)
-        coder.load_state_dict(self._saved())
+        saved = self._saved()
+        if differing := _differing(spec_of(saved), spec_of(coder)):
+            warn(
+                f"start_from: {', '.join(differing)} of the coder in {str(self.folder)!r} is not what this one has: "
+                "its weights are taken as they are."
+            )
+        coder.load_state_dict(saved.state_dict())
+
+
+def _differing(one: Any, other: Any, path: str = "") -> list[str]:
+    """The fields in which two specs differ."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        names = (one | other).keys()
+        fields = [(name, path if name == "fields" else f"{path}.{name}".lstrip(".")) for name in names]
+        return [found for name, at in fields for found in _differing(one.get(name), other.get(name), at)]
+    return [] if one == other else [path]

@@ -14,7 +14,16 @@ from crosscode.shapes import Dims, n_sites
 
 
 def _groups(groups: Sequence[tuple[int, Sequence[int]]]) -> tuple[tuple[int, tuple[int, ...]], ...]:
-    return tuple((n, tuple(sorted(set(map(int, sites))))) for n, sites in groups)
+    try:
+        made = tuple((n, tuple(sorted(set(map(int, sites))))) for n, sites in groups)
+    except (TypeError, ValueError):
+        made = ()
+    if not made:
+        raise BadInput(
+            f"SiteMask.groups={groups!r} must be a list of groups, each how many latents and which sites, such as "
+            "[(64, (0,)), (64, (0, 1))]."
+        )
+    return made
 
 
 @attrs.frozen

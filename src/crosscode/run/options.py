@@ -17,6 +17,7 @@ from crosscode.checks import at_least, at_most, count, instance, one_of, positiv
 from crosscode.data import (
     ActivationCache,
     Dataloader,
+    Differences,
     Harvester,
     LanguageModel,
     Tokenizer,
@@ -269,7 +270,7 @@ class RunOptions:
         return _value("dataset", self.dataset) if named else self.dataset
 
     @functools.cached_property
-    def _dataloaders(self) -> dict[Any, Dataloader]:
+    def _dataloaders(self) -> dict[Any, Any]:
         return {}
 
     def dataloader(
@@ -288,7 +289,8 @@ class RunOptions:
         """
         asked = (split, one_site, order, carry)
         if asked in self._dataloaders:
-            return self._dataloaders[asked]
+            found: Dataloader = self._dataloaders[asked]
+            return found
         models = self.language_models
         if not one_site and len(models) > 1:
             raise BadInput(f"models={self.models}: a compound cross-layer transcoder is of one model.")
@@ -333,6 +335,14 @@ class RunOptions:
             raise BadInput(f"{SPLITS[split]}: {error}") from error
         self._dataloaders[asked] = loader
         return loader
+
+    def differences(self, split: Literal["train", "held_out"] = "train") -> Differences:
+        """Batches of what differs between two models; asked for again, the same object."""
+        asked = ("differences", split)
+        if asked not in self._dataloaders:
+            self._dataloaders[asked] = Differences(self.dataloader(split))
+        differences: Differences = self._dataloaders[asked]
+        return differences
 
     @property
     def _harvested(self) -> tuple[str, ...]:

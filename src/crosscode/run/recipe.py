@@ -58,7 +58,14 @@ from crosscode.training import Trainer, delete_checkpoints, describe, train_toge
 def trainer_of(factory: Callable[..., Trainer], run: RunOptions, scheme: Mapping[str, Any]) -> Trainer:
     """A recipe's trainer; with `start_from`, that coder's end is its start."""
     trainer = factory(run, **scheme)
-    return trainer if run.start_from is None else attrs.evolve(trainer, init=[StartFrom(run.start_from)])
+    if run.start_from is None:
+        return trainer
+    output = run.directory(factory.__name__).resolve()
+    if run.start_from.resolve().is_relative_to(output):
+        raise BadInput(
+            f"start_from={str(run.start_from)!r} lies in the output of this run, {str(output)!r}: give another."
+        )
+    return attrs.evolve(trainer, init=[StartFrom(run.start_from, own_classes(trainer.model))])
 
 
 def dataloader_of(trainer: Trainer, run: RunOptions) -> Dataloader:

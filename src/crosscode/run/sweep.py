@@ -17,7 +17,7 @@ from typing import Any
 import attrs
 import torch
 
-from crosscode.checks import function
+from crosscode.checks import function, instance
 from crosscode.command_line import read_grid
 from crosscode.errors import BadInput, close_match
 from crosscode.files import write_whole
@@ -63,6 +63,7 @@ class Sweep:
         function("factory", self.factory)
         own = [name for name in inspect.signature(self.factory).parameters if name not in ("run", "num_steps")]
         shared = {"num_steps", *(field.name for field in attrs.fields(RunOptions))} - set(OF_EACH)
+        instance("grid", self.grid, Mapping, "a dictionary of lists of values by argument")
         if not self.grid:
             raise BadInput("grid is empty: give an argument of the recipe several values, as in --k 16 32 64.")
         for name, values in self.grid.items():
@@ -71,7 +72,8 @@ class Sweep:
             if name not in (*own, *OF_EACH):
                 known = close_match(name, (*own, *OF_EACH))
                 raise BadInput(f"grid: {self.factory.__name__} has no argument {name!r}.{known}")
-            if isinstance(values, str) or not values or len(set(values)) < len(values):
+            listed = isinstance(values, Sequence) and not isinstance(values, str) and len(values) > 0
+            if not listed or any(one == other for one, other in itertools.combinations(values, 2)):
                 raise BadInput(f"grid: {name}={values!r} must be a list of different values.")
         for name in OF_ONE:
             if getattr(self.run, name):
@@ -123,7 +125,7 @@ class Sweep:
             torch.manual_seed(run.seed)
             members.append((trainer_of(self.factory, run, scheme), run))
         with contextlib.ExitStack() as stack:
-            if self.run.cache is None:
+            if self.run.cache is None and members[0][0].held_out is None:
                 stack.callback(_remove_if_empty, self.directory)
                 with writing(self.directory):
                     self.directory.mkdir(parents=True, exist_ok=True)
@@ -164,10 +166,17 @@ def write_table(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
     import pyarrow.parquet
 
     columns = dict.fromkeys(name for row in rows for name in row)
-    values = {name: [row.get(name) if _is_plain(row.get(name)) else str(row[name]) for row in rows] for name in columns}
+    values = {name: _column([row.get(name) for row in rows]) for name in columns}
     beside = file.with_name(f".{file.name}")
     pyarrow.parquet.write_table(pyarrow.table(values), beside)
     os.replace(beside, file)
+
+
+def _column(values: list[Any]) -> list[Any]:
+    """Values of one kind: numbers, texts or flags; others as texts."""
+    kinds = {float if type(value) is int else type(value) for value in values if value is not None}
+    of_one_kind = kinds <= {float} or kinds <= {str} or kinds <= {bool}
+    return values if of_one_kind else [None if value is None else str(value) for value in values]
 
 
 def main(arguments: Sequence[str]) -> list[dict[str, Any]]:

@@ -64,13 +64,27 @@ def load_checkpoint(trainer: Trainer | Sequence[Trainer], checkpoint: Path, chan
                 f"{'; '.join(differing)}: this run goes on with other arithmetic than it began with, so its last "
                 "bits may differ from those of an uninterrupted run.",
             )
-    for each, (_, parts) in zip(trainers, read):
+    for each, (state, parts) in zip(trainers, read):
+        before = state["configuration"]
+        if before.get("num_steps") != each.num_steps:
+            parts["progress"]["stopped"] = False  # there are other steps to be made than those that it stopped at
+        meant = describe(each.optimizer)
+        options = [dict(group) for group in each.optimizer.param_groups]
         try:
             each.load_state_dict(parts)
         except DAMAGE as error:
             raise DamagedCheckpoint(
                 f"{checkpoint} does not fit: {type(error).__name__}: {first_line(error)}."
             ) from error
+        _put_back(each, options, before.get("optimizer"), meant)
+
+
+def _put_back(trainer: Trainer, options: list[dict[str, Any]], before: Any, meant: Any) -> None:
+    """Options of the optimizer that are meant to differ: what was saved holds the former ones."""
+    if json.loads(json.dumps(meant)) == before:
+        return
+    for group, own in zip(trainer.optimizer.param_groups, options):
+        group.update({name: own[name] for name in trainer.optimizer.defaults if name in own and name != "lr"})
 
 
 def _several(trainer: Trainer | Sequence[Trainer]) -> Sequence[Trainer]:

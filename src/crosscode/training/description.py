@@ -34,6 +34,7 @@ from crosscode.module import fields_of
 MAY_DIFFER = ("ahead", "device", "called", "skip_bad_rows")
 SAMPLED = 1 << 24  # bytes of a data set that are hashed; of a larger one, pieces from its beginning to its end
 PIECES = 16
+OF_TORCH = frozenset(vars(nn.Module()))  # what every module holds
 SAMPLED_NUMBERS, SAMPLED_BATCHES = 4096, 64  # of a tensor; of a list of batches
 
 
@@ -50,6 +51,11 @@ def describe(part: object) -> Any:
         part: a `Trainer`, whose callbacks and state are no part of what it is, or any part of one.
     """
     return _Walk().of(part)
+
+
+def options_of(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a parameter group that are not its optimizer's; the rate is the trainer's."""
+    return {name: group[name] for name in defaults if name != "lr" and name in group and group[name] != defaults[name]}
 
 
 class _Walk:
@@ -92,6 +98,9 @@ class _Walk:
             multipliers = [group.get("lr_multiplier", 1.0) for group in part.param_groups]
             if any(each != 1 for each in multipliers):
                 options["lr_multipliers"] = multipliers
+            groups = [options_of(group, part.defaults) for group in part.param_groups]
+            if any(groups):
+                options["groups"] = groups
             return {"type": type(part).__name__, **{name: self.of(value) for name, value in options.items()}}
         plain = _plain(part)
         return self._of_object(part) if plain is None else plain
@@ -110,7 +119,8 @@ class _Walk:
         held = _attributes(part)
         if held is None:
             _warn_of(type(part).__name__)
-        return {"type": type(part).__name__, **{name: self.of(value) for name, value in (held or {}).items()}}
+        held = {**(held or {}), **_closed_over(type(part))}
+        return {"type": type(part).__name__, **{name: self.of(value) for name, value in held.items()}}
 
     def _fields(self, part: object, skip: tuple[str, ...] = ()) -> dict[str, Any]:
         fields = [f.name for f in fields_of(part) if f.init and f.name not in skip and f.repr]
@@ -153,15 +163,29 @@ def _plain(part: object) -> Any:
 
 
 def _attributes(part: object) -> dict[str, Any] | None:
-    """An object's public attributes, without a module's tensors and mode; None if it can hold none."""
+    """An object's attributes, without a module's tensors that change and its mode; None if it can hold none.
+
+    Of private ones, numbers, texts and tensors: others are caches and handles.
+    """
     slots = [name for cls in type(part).__mro__ for name in getattr(cls, "__slots__", ()) if isinstance(name, str)]
     if not hasattr(part, "__dict__") and not slots:
         return None
     held = {name: getattr(part, name) for name in slots if hasattr(part, name)} | getattr(part, "__dict__", {})
     if isinstance(part, nn.Module):
-        held = {**held, **dict(part.named_children())}
-        held.pop("training", None)
-    return {name: value for name, value in sorted(held.items()) if not name.startswith("_")}
+        frozen = {name: value for name, value in part.named_parameters(recurse=False) if not value.requires_grad}
+        held = {**held, **dict(part.named_children()), **frozen, **dict(part.named_buffers(recurse=False))}
+        held = {name: value for name, value in held.items() if name != "training" and name not in OF_TORCH}
+    simple = (bool, int, float, str, torch.Tensor, np.ndarray, Path)
+    return {
+        name: value for name, value in sorted(held.items()) if not name.startswith("_") or isinstance(value, simple)
+    }
+
+
+def _closed_over(cls: type) -> dict[str, Any]:
+    """What the methods of a class that was made within a function close over."""
+    methods = [method for method in vars(cls).values() if isinstance(method, FunctionType)]
+    cells = {name: cell for m in methods for name, cell in zip(m.__code__.co_freevars, m.__closure__ or ())}
+    return {name: _in_cell(cell) for name, cell in cells.items() if name != "__class__"}
 
 
 def _in_cell(cell: CellType) -> object:
@@ -172,11 +196,13 @@ def _in_cell(cell: CellType) -> object:
 
 
 def _source_of(function: FunctionType) -> str | None:
-    """A hash of what a function does: of its source without comments, or of its numbers where there is none."""
+    """A hash of what a function does: of its source without comments, or of its code where there is none."""
     try:
         text = ast.unparse(ast.parse(textwrap.dedent(inspect.getsource(function))))
     except (OSError, TypeError, SyntaxError, ValueError):  # made at a prompt; a lambda within a longer expression
-        text = repr([value for value in function.__code__.co_consts if isinstance(value, int | float)])
+        code = function.__code__
+        numbers = [value for value in code.co_consts if isinstance(value, int | float)]
+        text = repr((numbers, code.co_names, code.co_code.hex()))
     return f"sha256 {hashlib.sha256(text.encode()).hexdigest()}"
 
 
@@ -273,7 +299,8 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
         return [line for key in keys for line in differences(old.get(key), new.get(key), f"{path}.{key}")]
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         return [line for i, (a, b) in enumerate(zip(old, new)) for line in differences(a, b, f"{path}.{i}")]
-    return [] if old == new else [f"{path.lstrip('.')}: {_short(old)} -> {_short(new)}"]
+    same = old == new or (old != old and new != new)  # NaN is what it is
+    return [] if same else [f"{path.lstrip('.')}: {_short(old)} -> {_short(new)}"]
 
 
 def paths(description: Any, path: str = "") -> set[str]:

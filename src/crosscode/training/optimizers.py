@@ -1,6 +1,7 @@
 """What training asks of an optimizer: several stand behind one, and its state is any nest of tensors and plain data."""
 
 import inspect
+from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -37,9 +38,18 @@ class Several(torch.optim.Optimizer):
             instance(f"optimizers[{i}]", each, torch.optim.Optimizer, "an optimizer")
         if not optimizers:
             raise BadInput("Several() needs at least one optimizer.")
+        held = [parameter for each in optimizers for group in each.param_groups for parameter in group["params"]]
+        if len(set(held)) < len(held):
+            raise BadInput("Several: two of the optimizers hold one parameter, which both would step.")
         self.optimizers = optimizers
         self.of_two_modes = [each for each in optimizers if isinstance(each, TwoModes)]
         super().__init__([group for each in optimizers for group in each.param_groups], {})
+        self._share()
+
+    def _share(self) -> None:
+        """Groups and moments are those of the optimizers themselves."""
+        self.param_groups = [group for each in self.optimizers for group in each.param_groups]
+        self.state = ChainMap(*(each.state for each in self.optimizers))  # type: ignore[assignment]
 
     def describe(self) -> dict[str, Any]:
         """The kinds of the optimizers and what they were made with."""
@@ -70,7 +80,7 @@ class Several(torch.optim.Optimizer):
         """Continue from what `state_dict` gave."""
         for each, state in zip(self.optimizers, state_dict["optimizers"], strict=True):
             load_optimizer(each, state)
-        self.param_groups = [group for each in self.optimizers for group in each.param_groups]
+        self._share()
 
 
 def check_steps(optimizer: torch.optim.Optimizer) -> None:

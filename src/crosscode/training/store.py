@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from crosscode.errors import DAMAGE, CrosscodeError, warn
-from crosscode.files import sha256_of, write_tensors
-from crosscode.training.snapshot import Snapshot
+from crosscode.files import read_json, sha256_of, write_tensors
+from crosscode.training.snapshot import STATE, Snapshot
 
 MANIFEST = "MANIFEST.json"
 STEP = re.compile(r"step_(\d{9,})")
@@ -79,15 +79,32 @@ def newest_checkpoint(run: Path) -> Path | None:
 
 
 def newest_in_all(runs: Sequence[Path]) -> list[Path]:
-    """Of runs that train together, each one's checkpoint of the newest step that all have whole; empty without one."""
-    for step in sorted(set.intersection(*(set(_steps(run)) for run in runs)), reverse=True):
-        candidates = [run / checkpoint_name(step) for run in runs]
+    """Of runs that train together, each one's checkpoint of the newest step that all have whole; empty without one.
+
+    A run that stopped by itself has none of later steps: its last one is of them, too.
+    """
+    for step in sorted(set().union(*map(_steps, runs)), reverse=True):
+        found = [_of_step(run, step) for run in runs]
+        candidates = [each for each in found if each is not None]
+        if len(candidates) < len(runs):
+            continue
         damages = {candidate: damage for candidate in candidates if (damage := damage_of(candidate)) is not None}
         if not damages:
             return candidates
         for candidate, damage in damages.items():
             warn(f"{candidate.name} is damaged ({damage}); falling back to an older checkpoint.")
     return []
+
+
+def _of_step(run: Path, step: int) -> Path | None:
+    """A run's checkpoint of a step, or the one that it stopped at before."""
+    steps = _steps(run)
+    if step in steps:
+        return run / checkpoint_name(step)
+    last = run / checkpoint_name(max(steps, default=0))
+    state = read_json(last / STATE)
+    stopped = isinstance(state, dict) and isinstance(state.get("progress"), dict) and state["progress"].get("stopped")
+    return last if stopped is True and max(steps) < step else None
 
 
 def delete_checkpoints(run: Path, keep: int = 0, keep_every: int | None = None, beyond: int | None = None) -> None:

@@ -542,9 +542,9 @@ def train_together(trainers: Sequence[Trainer]) -> list[SparseCoder]:
         for name in ("num_steps", "accumulate"):
             if getattr(trainer, name) != getattr(first, name):
                 raise BadInput(f"trainers differ in {name}: {getattr(first, name)} and {getattr(trainer, name)}.")
-        at_other_steps = trainer.state.step != first.state.step and not (trainer.state.stopped or first.state.stopped)
-        if trainer.state.cursor != first.state.cursor or at_other_steps:
-            raise BadInput("trainers are at different places in the data: resume all from the same step.")
+    leader, *following = [trainer for trainer in trainers if not trainer.state.stopped] or [first]
+    if any((each.state.cursor, each.state.step) != (leader.state.cursor, leader.state.step) for each in following):
+        raise BadInput("trainers are at different places in the data: resume all from the same step.")
     remembered = Remembered(first.data)
     for trainer in trainers:
         trainer._began_as = describe(trainer)
@@ -558,14 +558,14 @@ def train_together(trainers: Sequence[Trainer]) -> list[SparseCoder]:
             for callback in trainer.callbacks:
                 _tell(callback, "on_start", trainer)
                 started.append((trainer, callback))
-        with deferred_interrupts() as interrupt, closing(first.batches()) as batches:
+        with deferred_interrupts() as interrupt, closing(leader.batches()) as batches:
             while running := [trainer for trainer in trainers if not trainer.is_done]:
                 with phase("data"):
                     micro_batches = list(islice(batches, first.accumulate))
                 if not micro_batches:
                     break  # the data ended cleanly
                 for trainer in trainers:
-                    trainer.state.cursor = dict(first.state.cursor)  # of one that has stopped too: they resume as one
+                    trainer.state.cursor = dict(leader.state.cursor)  # of one that has stopped too: they resume as one
                 for trainer in running:
                     report = trainer.step(micro_batches)
                     for callback in trainer.callbacks:
