@@ -23,8 +23,8 @@ from crosscode.models import sae
 
 coder = sae(4, 8, TopK(2))
 log = Log(WeightsAndBiases("offline", directory=Path({directory!r})), every=1)
-Trainer(model=coder, data=[Batch.autoencode(torch.randn(16, 4))], init=[AnthropicTranspose()], loss=SummedSquaredError(), callbacks=[log],
-        optimizer=torch.optim.Adam(coder.parameters()), lr=1e-3, num_steps=3).train()
+Trainer(model=coder, data=[Batch.autoencode(torch.randn(16, 4))], loss=SummedSquaredError(), callbacks=[log],
+        init=[AnthropicTranspose()], optimizer=torch.optim.Adam(coder.parameters()), lr=1e-3, num_steps=3).train()
 """
 
 

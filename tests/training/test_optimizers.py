@@ -205,7 +205,7 @@ def test_several_are_one() -> None:
     assert [each["type"] for each in described["optimizers"]] == ["ScheduleFree", "Adam"]
     with pytest.raises(BadInput, match="at least one"):
         Several()
-    with pytest.raises(ValueError, match="more than one parameter group"):
+    with pytest.raises(ValueError, match="two of the optimizers hold one parameter"):
         Several(torch.optim.Adam(coder.parameters()), torch.optim.SGD(coder.parameters(), lr=1.0))
 
 

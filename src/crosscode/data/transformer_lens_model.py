@@ -13,7 +13,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from pickle import UnpicklingError
@@ -218,10 +218,10 @@ class TransformerLensModel:
         for hookpoint in edits:
             _ = self.width(hookpoint)
         self._check(tokens_HS)
-        asked_for = torch.is_grad_enabled()
-        with torch.no_grad():  # until an edit has a gradient: no model computes otherwise for being watched
+        graph = _Graph(torch.is_grad_enabled(), self)
+        with torch.no_grad(), closing(graph):  # no model computes otherwise for being watched
             return self._run(
-                tokens_HS, [(hookpoint, _editing(hookpoint, edit, asked_for)) for hookpoint, edit in edits.items()]
+                tokens_HS, [(hookpoint, _editing(hookpoint, edit, graph)) for hookpoint, edit in edits.items()]
             )
 
     def unembedding(self) -> Float[Tensor, "D V"] | None:
@@ -232,7 +232,7 @@ class TransformerLensModel:
 
     @cached_property
     def hf_model(self) -> Any:
-        """The Hugging Face model, weights included, under its default attention; none of its weights is trained."""
+        """The Hugging Face model, weights included, under its default attention; nothing of it is changed."""
         try:
             with confined(network=not self._local), quiet("transformers", "root"), _without_conversion():
                 model: Any = _auto_class(self.name, self.config).from_pretrained(
@@ -246,7 +246,7 @@ class TransformerLensModel:
             raise CrosscodeError(
                 f"the weights of model {self.name!r} could not be read: {first_line(error)}"
             ) from error
-        return model.to(self.device).eval().requires_grad_(False)
+        return model.to(self.device).eval()
 
     @cached_property
     def bridge(self) -> Any:
@@ -439,14 +439,36 @@ class TransformerLensModel:
         return f"sha256-{digest.hexdigest()}"
 
 
-def _editing(hookpoint: str, edit: Edit, with_gradient: bool) -> HookFn:
-    """A hook that puts an edit's result in the activation's place, and from there on, if asked to, its gradient."""
+class _Graph:
+    """A pass that has a graph from the first edit on that has a gradient, if that is asked for; no weight is in it."""
+
+    def __init__(self, asked_for: bool, model: "TransformerLensModel") -> None:
+        self.asked_for, self._model = asked_for, model
+        self._weights: list[Tensor] = []
+
+    def begin(self) -> None:
+        """From here on; what ends the pass puts the mode back."""
+        torch.set_grad_enabled(True)
+        models = [vars(self._model)[name] for name in ("hf_model", "bridge") if name in vars(self._model)]
+        self._weights += [p for model in models for p in model.parameters() if p.requires_grad]
+        for weight in self._weights:
+            weight.requires_grad_(False)
+
+    def close(self) -> None:
+        """Weights are as they were: that some of them may be trained changes how models compute, in the last bits."""
+        for weight in self._weights:
+            weight.requires_grad_(True)
+
+
+def _editing(hookpoint: str, edit: Edit, graph: _Graph) -> HookFn:
+    """A hook that puts an edit's result in the activation's place."""
 
     def hook_fn(acts: Tensor) -> Tensor | None:
         acts_HSD = rearrange(acts, "H S ... -> H S (...)")  # heads end to end, as harvested
-        with torch.set_grad_enabled(with_gradient):
+        with torch.set_grad_enabled(graph.asked_for):
             edited_HSD = edit(acts_HSD)
-        torch.set_grad_enabled(torch.is_grad_enabled() or edited_HSD.requires_grad)  # put back at the pass's end
+        if edited_HSD.requires_grad and not torch.is_grad_enabled():
+            graph.begin()
         if edited_HSD is acts_HSD:
             return None
         edited = edited_HSD.reshape(acts.shape)
