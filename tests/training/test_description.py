@@ -201,6 +201,20 @@ def test_what_cannot_be_told_is_said_once() -> None:
     assert len(told) == 1
 
 
+def test_an_object_of_which_nothing_can_be_told_is_said_too() -> None:
+    """Its attributes are private, and no numbers, texts or tensors; one without any attribute is told by its class."""
+
+    class Opaque:
+        def __init__(self) -> None:
+            self._handle = object()
+
+        def describe(self) -> list[str]:  # another library's, of other use
+            return ["a table"]
+
+    with pytest.warns(CrosscodeWarning, match="^a Opaque cannot be told from another Opaque"):
+        describe(Held(Opaque()))
+
+
 def test_a_part_that_says_itself_what_it_is_is_taken_at_its_word() -> None:
     class Stream:
         def describe(self) -> dict[str, Any]:

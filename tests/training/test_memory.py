@@ -177,3 +177,13 @@ def test_a_recipe_that_looks_at_values_is_estimated_too(given) -> None:
 
     run, _ = crosscode.run.program.read_options(mine, options(**{k: v for k, v in given.items() if k != "num_steps"}))
     assert part(memory_of(mine, run, {}), "gradients") > 0
+
+
+def test_a_loss_that_runs_models_and_what_batches_carry_are_counted(given) -> None:
+    """The end-to-end recipe: its model's logits, and the whole sequence that each token carries."""
+    plain, spliced = (estimate_of(recipe, given, k=4) for recipe in ("sae_topk", "end_to_end"))
+    of_loss = "what the loss takes"
+    assert not [each for each in plain.parts if each.what.startswith(of_loss)]
+    assert part(spliced, of_loss) >= 5 * 4 * 64 * 128  # of 128 tokens and 64 rows
+    a_token, carried = 16 * 4, 8 * (32 + 2)
+    assert part(spliced, "shuffle") == part(plain, "shuffle") // a_token * (a_token + carried)

@@ -253,6 +253,12 @@ class Dataloader:
         harvest = self.harvester.sequences_at_once * self.sequences.sequence_length
         return math.ceil(self.harvests_per_block * harvest / self.batch_size)
 
+    @property
+    def carried_bytes(self) -> int:
+        """Bytes of what batches carry of one token; an annotation is taken for one number."""
+        numbers = [self.sequences.sequence_length if name == "context" else 1 for name in self.carry]
+        return 8 * (sum(numbers) + len(self.annotate))
+
     def batch(self, acts_BMPD: Float[Tensor, "B M P D"], extra: Mapping[str, Tensor] | None = None) -> Batch:
         """Inputs and targets of some tokens, and what is carried of them."""
         inputs = self._inputs.of(acts_BMPD)

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from crosscode.checks import instance
-from crosscode.data.language_model import Edit, SpliceableModel, one_at_a_time
+from crosscode.data.language_model import Edit, SpliceableModel, one_at_a_time, vocab_size_of
 from crosscode.errors import BadInput
 from crosscode.models import SparseCoder, Trace
 from crosscode.shapes import n_sites
@@ -53,6 +53,12 @@ class SplicedKL:
                 f"SplicedKL: {len(self.models)} models at {len(self.hookpoints)} hookpoints are not the "
                 f"{n_sites(dims)} sites that the coder writes: {dims}."
             )
+
+    def working_bytes(self, n_tokens: int) -> int:
+        """About what a step takes beside the coder's own: both runs' logits with their logarithms, and one graph."""
+        rows = max((vocab_size_of(model) or 0 for model in self.models), default=0)
+        passes = [getattr(model, "pass_bytes", lambda n: 0)(n_tokens) for model in self.models]
+        return len(self.models) * 5 * 4 * rows * n_tokens + sum(passes) * max(model.n_layers for model in self.models)
 
     def __call__(self, trace: Trace) -> Float[Tensor, ""]:
         extra = trace.batch.extra

@@ -77,7 +77,9 @@ class _Walk:
 
     def _of(self, part: object) -> Any:
         if callable(own := getattr(part, "describe", None)) and not isinstance(part, type):
-            return {"type": type(part).__name__, **own()}
+            said = own()
+            if isinstance(said, Mapping):  # a table of pandas' has a `describe` too
+                return {"type": type(part).__name__, **said}
         if callable(getattr(part, "harvest", None)) and hasattr(part, "identity"):  # a `LanguageModel`
             model: Any = part
             return {"type": type(part).__name__, "called": model.name, "identity": model.identity}
@@ -163,7 +165,7 @@ def _plain(part: object) -> Any:
 
 
 def _attributes(part: object) -> dict[str, Any] | None:
-    """An object's attributes, without a module's tensors that change and its mode; None if it can hold none.
+    """An object's attributes, without a module's tensors that change and its mode; None if it has none to be told by.
 
     Of private ones, numbers, texts and tensors: others are caches and handles.
     """
@@ -176,9 +178,10 @@ def _attributes(part: object) -> dict[str, Any] | None:
         held = {**held, **dict(part.named_children()), **frozen, **dict(part.named_buffers(recurse=False))}
         held = {name: value for name, value in held.items() if name != "training" and name not in OF_TORCH}
     simple = (bool, int, float, str, torch.Tensor, np.ndarray, Path)
-    return {
+    told = {
         name: value for name, value in sorted(held.items()) if not name.startswith("_") or isinstance(value, simple)
     }
+    return told if told or not held else None
 
 
 def _closed_over(cls: type) -> dict[str, Any]:

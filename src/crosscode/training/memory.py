@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import attrs
 import torch
@@ -20,6 +20,7 @@ from crosscode.data import Dataloader
 from crosscode.data.harvester import element_size, harvest_bytes, numbers_per_token
 from crosscode.errors import BadInput
 from crosscode.models import SparseCoder
+from crosscode.protocols import Structural
 from crosscode.training.trainer import Trainer
 
 Moment = Literal["always", "before the first step", "in a step", "at the end", "on disk"]
@@ -27,6 +28,13 @@ PASSING: tuple[Moment, ...] = ("before the first step", "in a step", "at the end
 PROGRAM = 72 << 20  # bytes of text, tokenizer and thread pools, whatever the run
 REMEMBERED = 1 << 30  # bytes of batches that are kept while activations are measured, at most
 CHECKPOINTS = 3  # two that stay and one that is being written
+
+
+@runtime_checkable
+class WorksOnMore(Protocol, metaclass=Structural):
+    """A loss that takes more memory than the reconstruction that it looks at."""
+
+    def working_bytes(self, n_tokens: int) -> int: ...
 
 
 @attrs.frozen
@@ -135,15 +143,16 @@ def estimate(trainer: Trainer, data: Dataloader, device: torch.device) -> Estima
     n_bytes = _bytes_of(parameters)
     kept = round(moments_per_number(trainer.optimizer) * n_bytes)
     harvested_at_once = data.harvester.sequences_at_once * data.sequences.sequence_length
-    site = numbers_per_token(models, data.hookpoints) * element_size(models)
+    site = numbers_per_token(models, data.hookpoints) * element_size(models) + data.carried_bytes
     ring = 2 * data.harvests_per_block * harvested_at_once * site
     harvest = harvest_bytes(models, data.hookpoints, harvested_at_once)
     read, written = _sizes(coder)
-    per_token = (read if data.writes is None else read + written) * data.dtype.itemsize
+    per_token = (read if data.writes is None else read + written) * data.dtype.itemsize + data.carried_bytes
     n_remembered = max((getattr(strategy, "n_tokens", 0) for strategy in trainer.init), default=0)
     remembered = min(REMEMBERED, -(-n_remembered // B) * B * per_token)
     at_work = max((getattr(strategy, "working_bytes", lambda coder: 0)(coder) for strategy in trainer.init), default=0)
     step, form = _step_bytes(trainer, B)
+    of_loss = trainer.loss.working_bytes(B) if isinstance(trainer.loss, WorksOnMore) else 0
     too_long = 2 * harvested_at_once > data.shuffle_buffer  # the buffer holds two harvest batches at least
     buffer = f"a smaller {'--sequences-at-once' if too_long else '--shuffle-buffer'} or fewer hookpoints"
     n_models = "fewer --models, or --model-dtype bfloat16"
@@ -167,6 +176,7 @@ def estimate(trainer: Trainer, data: Dataloader, device: torch.device) -> Estima
         Part("shuffle buffer", ring, "in a step", buffer),
         Part("harvesting", harvest, "in a step", harvesting),
         Part(f"a step on {B:,} tokens, {form} codes", step, "in a step", "a smaller --batch-size with --accumulate"),
+        *([Part("what the loss takes of its own", of_loss, "in a step", "a smaller --batch-size")] if of_loss else []),
         Part("micro-batches", (trainer.accumulate - 1) * B * per_token, "in a step", "a smaller --accumulate"),
         Part("a checkpoint being written", n_bytes + kept, "in a step", latents, each=True),
         Part("batches read ahead", data.batches_ahead * B * per_token, "in a step", "a smaller --ahead"),
