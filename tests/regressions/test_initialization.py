@@ -18,7 +18,7 @@ from crosscode.initialization import (
     OrthogonalSkip,
     SameAcrossSites,
     ZeroDecoderSkip,
-    calibration,
+    jumprelu,
 )
 from crosscode.initialization.data import scaled_inputs, scaled_targets
 from crosscode.initialization.jumprelu import quantile_L
@@ -133,7 +133,7 @@ def test_calibration_goes_by_chunks_of_latents(monkeypatch: pytest.MonkeyPatch) 
         return u_Nl
 
     monkeypatch.setattr(coder.encoder, "linear", watched)
-    monkeypatch.setattr(calibration, "MOST_QUANTILE_ELEMENTS", 120 * 4 * 5)
+    monkeypatch.setattr(jumprelu, "MOST_QUANTILE_ELEMENTS", 120 * 4 * 5)
     torch.testing.assert_close(quantile_L(coder, data, 0.3, 120), whole_L)
     assert widest == [5, 5, 2]
 

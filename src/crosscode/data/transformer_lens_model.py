@@ -460,14 +460,14 @@ class _Graph:
             weight.requires_grad_(True)
 
 
-def _editing(hookpoint: str, edit: Edit, graph: _Graph) -> HookFn:
+def _editing(hookpoint: str, edit: Edit, graph: _Graph | None = None) -> HookFn:
     """A hook that puts an edit's result in the activation's place."""
 
     def hook_fn(acts: Tensor) -> Tensor | None:
         acts_HSD = rearrange(acts, "H S ... -> H S (...)")  # heads end to end, as harvested
-        with torch.set_grad_enabled(graph.asked_for):
+        with torch.set_grad_enabled(graph is not None and graph.asked_for):
             edited_HSD = edit(acts_HSD)
-        if edited_HSD.requires_grad and not torch.is_grad_enabled():
+        if graph is not None and edited_HSD.requires_grad and not torch.is_grad_enabled():
             graph.begin()
         if edited_HSD is acts_HSD:
             return None
