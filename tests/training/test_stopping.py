@@ -261,3 +261,34 @@ def test_options_of_the_optimizer_that_are_meant_to_differ_do(tmp_path) -> None:
         assert resumed.optimizer.param_groups[0]["betas"] == given.get("betas", (0.9, 0.999))
     resumed.train()
     assert equal(resumed.model, saved.model)
+
+
+def test_what_came_with_the_steps_stays_where_another_option_is_meant_to_differ(tmp_path) -> None:
+    """An optimizer that counts in its groups goes on counting when only a rate's multiplier is changed."""
+
+    class Counting(torch.optim.SGD):
+        def __init__(self, groups: object) -> None:
+            super().__init__(groups, lr=1e-2)
+            self.defaults["n_steps"] = 0
+            for group in self.param_groups:
+                group["n_steps"] = 0
+
+        def step(self, closure: object = None) -> None:
+            super().step()
+            for group in self.param_groups:
+                group["n_steps"] += 1
+
+    def new(multiplier: float) -> Trainer:
+        coder = sae(D, L, TopK(3))
+        return a_trainer(
+            model=coder, optimizer=Counting([{"params": list(coder.parameters()), "lr_multiplier": multiplier}])
+        )
+
+    saved = new(1.0)
+    saved.callbacks = [Checkpoint(tmp_path, every=6, keep=3)]
+    saved.train()
+    resumed = new(0.5)
+    load_checkpoint(resumed, tmp_path / "step_000000006", changed=["optimizer"])
+
+    assert resumed.optimizer.param_groups[0]["n_steps"] == 6
+    assert resumed.optimizer.param_groups[0]["lr_multiplier"] == 0.5

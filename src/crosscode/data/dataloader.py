@@ -26,7 +26,7 @@ from crosscode.batch import Batch
 from crosscode.checks import function, instance, one_of
 from crosscode.data.ahead import ReadAhead
 from crosscode.data.documents import Place
-from crosscode.data.harvester import Harvest, Harvester, finite_enough
+from crosscode.data.harvester import Harvest, Harvester, finite_enough, tuple_of_names
 from crosscode.data.language_model import check_context, short_names
 from crosscode.data.shuffle import unit_order
 from crosscode.data.token_counts import TokenCounts
@@ -90,10 +90,6 @@ CARRIED: Mapping[str, Callable[[Harvest], Tensor]] = {
 }
 
 
-def _names_to_carry(names: str | Sequence[str]) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names)
-
-
 @attrs.frozen(eq=False, slots=False)
 class Dataloader:
     """Shuffled batches of raw activations; every iteration starts at the first token again.
@@ -121,7 +117,7 @@ class Dataloader:
             `positions` (in its sequence), `documents`, `sequences` (as numbers), and `context`, all token ids of its
             sequence.
         annotate: what else they carry: functions of a `Harvest` to one number, or a row of them, for each of its
-            tokens, such as labels or weights. They are told by name and shape only, so they must give the same again.
+            tokens, such as labels or weights.
         epochs: how often the text is gone through, each time in a new order; None is forever.
         dtype: of the batches.
         ahead: how many batches may wait while a thread makes the next: training and harvesting then overlap. 0 makes
@@ -144,7 +140,7 @@ class Dataloader:
     writes: str | Sequence[str] | None = attrs.field(default=None, kw_only=True)
     squeeze: bool = attrs.field(default=False, kw_only=True)
     order: Literal["shuffled", "sequences"] = attrs.field(default="shuffled", kw_only=True)
-    carry: tuple[str, ...] = attrs.field(default=(), kw_only=True, converter=_names_to_carry)
+    carry: tuple[str, ...] = attrs.field(default=(), kw_only=True, converter=tuple_of_names)
     annotate: Mapping[str, Annotation] = attrs.field(factory=dict, kw_only=True)
     epochs: int | None = attrs.field(default=None, kw_only=True)
     dtype: torch.dtype = attrs.field(default=torch.float32, kw_only=True)
@@ -478,9 +474,13 @@ def _whole(cuts_C: Int[Tensor, " C"], offset: int, n: int) -> int:
     return max(0, int(cuts_C[at_most - 1]) - offset) if at_most else 0
 
 
+Served = tuple[Int[Tensor, " N"], Int[Tensor, " C"] | None]
+"""Slots of the ring, in order, and behind how many of them each sequence ends; None where sequences are mixed."""
+
+
 def _units(
     loader: Dataloader, at: Cursor, stopped: Callable[[], bool]
-) -> Iterator[tuple[Rows, "Served", Place, "Block"]]:
+) -> Iterator[tuple[Rows, Served, Place, "Block"]]:
     """From unit `at.unit` of the epoch on: the ring, the slots of it that are served, from where to read again to come
     to the same unit, and what was left out of the unit's own block."""
     h, H = loader.harvests_per_block, loader.harvester.sequences_at_once
@@ -506,35 +506,25 @@ def _units(
                     raise BadInput(f"annotate[{name!r}] gave {was} for each token of one harvest and {now} of another.")
                 ring[name][start : start + len(harvest)] = rows_N
             n_current += len(harvest)
-            lengths.append(harvest.rows_N.unique_consecutive(return_counts=True)[1])
+            if loader.order == "sequences":
+                lengths.append(harvest.rows_N.unique_consecutive(return_counts=True)[1])
             left_out = Block(left_out.counts + harvest.counts, harvest.not_finite or left_out.not_finite)
             if stopped():
                 return
         if not ring:
             return
         if block >= unit:
-            served = _served(loader, n_previous, lengths, R, epoch, block)
+            half = (block % 2) * R  # of the ring, in which the block lies
+            if loader.order == "sequences":
+                ends_C = torch.cat([torch.zeros(0, dtype=torch.long), *lengths]).cumsum(0)
+                served: Served = half + torch.arange(n_current), ends_C
+            else:
+                which_N, index_N = unit_order(n_previous, n_current, loader.seed, epoch, block)
+                # 1 in `which_N` is this block, 0 the one before.
+                served = ((which_N + block + 1) % 2) * R + index_N, None
             left_out = attrs.evolve(left_out, bad_rows=sequences.bad_rows)
             yield ring, served, sequences.place_of(max(block - 1, 0) * h * H), left_out
         if not more:
             return
         n_previous = n_current
         block += 1
-
-
-Served = tuple[Int[Tensor, " N"], Int[Tensor, " C"] | None]
-"""Slots of the ring, in order, and behind how many of them each sequence ends; None where sequences are mixed."""
-
-
-def _served(loader: Dataloader, n_previous: int, lengths: Sequence[Tensor], R: int, epoch: int, block: int) -> Served:
-    """What a unit serves of the ring, given the numbers of kept tokens of its block's sequences.
-
-    Block u lies in half u % 2.
-    """
-    cuts_C = torch.cat([torch.zeros(0, dtype=torch.long), *lengths]).cumsum(0)
-    n_current = int(cuts_C[-1]) if len(cuts_C) else 0
-    if loader.order == "sequences":
-        return (block % 2) * R + torch.arange(n_current), cuts_C
-    which_N, index_N = unit_order(n_previous, n_current, loader.seed, epoch, block)
-    # 1 in `which_N` is this block, 0 the one before.
-    return ((which_N + block + 1) % 2) * R + index_N, None

@@ -10,6 +10,7 @@ from torch import Tensor
 from crosscode.batch import Batch
 from crosscode.checks import instance
 from crosscode.data.dataloader import BatchIterator, Dataloader
+from crosscode.data.harvester import tuple_of_names
 from crosscode.errors import BadInput
 from crosscode.shapes import Dims
 
@@ -71,7 +72,7 @@ class Differences:
     def hookpoints(self) -> tuple[str, ...]:
         """Where the activations are taken."""
         given = self.loader.hookpoints if self.loader.reads is None else self.loader.reads
-        return (given,) if isinstance(given, str) else tuple(given)
+        return tuple_of_names(given)
 
     def of(self, x_BMPD: Float[Tensor, "B 2 *P D"]) -> Float[Tensor, "B *X D"]:
         """The differences of both models' activations."""

@@ -74,8 +74,9 @@ def _tuple_of_models(models: "LanguageModel | Sequence[LanguageModel]") -> tuple
     return tuple(models) if isinstance(models, Sequence) else (models,)
 
 
-def _tuple_of_names(hookpoints: str | Sequence[str]) -> tuple[str, ...]:
-    return (hookpoints,) if isinstance(hookpoints, str) else tuple(hookpoints)
+def tuple_of_names(names: str | Sequence[str]) -> tuple[str, ...]:
+    """A converter: one name stands for a list of it alone."""
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 @attrs.frozen(eq=False, slots=False)
@@ -109,7 +110,7 @@ class Harvester:
     """
 
     models: tuple[LanguageModel, ...] = attrs.field(converter=_tuple_of_models)
-    hookpoints: tuple[str, ...] = attrs.field(converter=_tuple_of_names)
+    hookpoints: tuple[str, ...] = attrs.field(converter=tuple_of_names)
     sequences_at_once: int = attrs.field(default=8, kw_only=True)
     drop_special: bool = attrs.field(default=True, kw_only=True)
     drop_first: int = attrs.field(default=1, kw_only=True)

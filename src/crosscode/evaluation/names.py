@@ -5,6 +5,7 @@ from typing import Protocol, runtime_checkable
 
 import attrs
 
+from crosscode.data.harvester import tuple_of_names
 from crosscode.models import SparseCoder
 from crosscode.protocols import Structural
 from crosscode.shapes import Dims, n_sites
@@ -83,9 +84,7 @@ def names_of(coder: SparseCoder, data: object) -> Names:
 
 
 def _as_names(given: str | Sequence[str] | None, every: tuple[str, ...]) -> tuple[str, ...]:
-    if given is None:
-        return every
-    return (given,) if isinstance(given, str) else tuple(given)
+    return every if given is None else tuple_of_names(given)
 
 
 def _n_models(dims: Dims, models: tuple[str, ...], hookpoints: tuple[str, ...]) -> int:

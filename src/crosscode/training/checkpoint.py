@@ -1,7 +1,7 @@
 """Checkpoints of a trainer, or of several that train together: saved at one step, loaded at one step."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def load_checkpoint(trainer: Trainer | Sequence[Trainer], checkpoint: Path, chan
         before = state["configuration"]
         if before.get("num_steps") != each.num_steps:
             parts["progress"]["stopped"] = False  # there are other steps to be made than those that it stopped at
-        meant = describe(each.optimizer)
+        meant = json.loads(json.dumps(describe(each.optimizer)))
         options = [dict(group) for group in each.optimizer.param_groups]
         try:
             each.load_state_dict(parts)
@@ -76,15 +76,22 @@ def load_checkpoint(trainer: Trainer | Sequence[Trainer], checkpoint: Path, chan
             raise DamagedCheckpoint(
                 f"{checkpoint} does not fit: {type(error).__name__}: {first_line(error)}."
             ) from error
-        _put_back(each, options, before.get("optimizer"), meant)
+        _put_back(each, options, before.get("optimizer", {}), meant)
 
 
-def _put_back(trainer: Trainer, options: list[dict[str, Any]], before: Any, meant: Any) -> None:
-    """Options of the optimizer that are meant to differ: what was saved holds the former ones."""
-    if json.loads(json.dumps(meant)) == before:
-        return
-    for group, own in zip(trainer.optimizer.param_groups, options):
-        group.update({name: own[name] for name in trainer.optimizer.defaults if name in own and name != "lr"})
+def _put_back(
+    trainer: Trainer, options: list[dict[str, Any]], before: Mapping[str, Any], meant: Mapping[str, Any]
+) -> None:
+    """Options of the optimizer that are meant to differ: what was saved holds the former ones.
+
+    Others are left alone, for some come with the steps.
+    """
+    of_all = {name for name in trainer.optimizer.defaults if before.get(name) != meant.get(name)}
+    none: list[Mapping[str, Any]] = [{}] * len(options)
+    former, own = (each.get("groups", none) for each in (before, meant))
+    for group, mine, was, now in zip(trainer.optimizer.param_groups, options, former, own):
+        of_group = {name for name in {*was, *now} if was.get(name) != now.get(name)}
+        group.update({name: mine[name] for name in of_all | of_group if name in mine})
 
 
 def _several(trainer: Trainer | Sequence[Trainer]) -> Sequence[Trainer]:

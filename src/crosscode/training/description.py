@@ -42,10 +42,10 @@ def describe(part: object) -> Any:
     """What a part is made of, as nested dicts of plain data; two runs are alike iff their descriptions are equal.
 
     A part may say itself what it is with a `describe()` method. Other parts are walked: attrs classes by the fields of
-    their repr, other objects by their public attributes, functions by their source and by what they close over,
-    partials by their arguments. Tensors, arrays, batches and files are told by their sizes and a hash of a bounded
-    sample, so that a change outside of the sample may go unseen. What cannot be told from another of its type is warned
-    of, once.
+    their repr, other objects by their attributes (of private ones numbers, texts and tensors), functions by their
+    source and by what they close over, partials by their arguments. Tensors, arrays, batches and files are told by
+    their sizes and a hash of a bounded sample, so that a change outside of the sample may go unseen. What cannot be
+    told from another of its type is warned of, once.
 
     Args:
         part: a `Trainer`, whose callbacks and state are no part of what it is, or any part of one.
